@@ -1,0 +1,1 @@
+"""Version files and base models on disk; torch-free."""
