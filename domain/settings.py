@@ -1,0 +1,47 @@
+"""Where this installation keeps its state and finds its services; every field is RATCHET_<NAME>."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".ratchet")
+    """All state of the embedded stack."""
+    cache_dir: Path = Field(default_factory=lambda: Path.home() / ".cache" / "ratchet")
+    """Base models; shared by homes."""
+    database_url: str | None = None
+    """SQLAlchemy URL; default: SQLite in `home`."""
+    broker_url: str | None = None
+    """Celery broker; default: the embedded Valkey's socket in `home`."""
+    engine_url: str | None = None
+    """A running inference server; default: the engines that `ratchet up` registers."""
+    general_suite_dir: Path | None = None
+    """Folder of general benchmarks; default: the built-in suite."""
+    lease_seconds: float = Field(default=60.0, gt=0)
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    sweep_seconds: float = Field(default=2.0, gt=0)
+    trainer_threads: int = Field(default=2, ge=1)
+    engine_threads: int = Field(default=2, ge=1)
+    log_level: str = "INFO"
+
+    @cached_property
+    def artifacts_dir(self) -> Path:
+        return self.home / "artifacts"
+
+    @cached_property
+    def work_dir(self) -> Path:
+        """Job files, checkpoints and adapters that are not published yet."""
+        return self.home / "work"
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return self.broker_url or f"redis+socket://{self.home / 'valkey.sock'}"

@@ -1,0 +1,107 @@
+"""What passes between the worker and the trainer process: one job file in, JSON lines out.
+
+The worker starts `python -m trainer JOB.json`; the trainer writes one TrainerLine per line to
+standard output and logs to standard error. Its exit status is 0 only after a `done` line.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from domain.demonstration import Demonstration, Message
+from domain.recipe import Recipe
+from domain.skill import Grader
+
+
+class SkillToTeach(BaseModel):
+    """The demonstrations of one skill in this update and its held-out items."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    grader: Grader
+    train: list[Demonstration]
+    holdout: list[Demonstration]
+
+
+class TrainingJob(BaseModel):
+    """All that the trainer needs; it knows no database and no HTTP."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    update_id: str
+    base_path: str
+    """Folder of the base model, Hugging Face layout."""
+    base_model: str
+    parent_adapter_path: str | None
+    """None when the parent is the base itself."""
+    recipe: Recipe
+    skills: list[SkillToTeach]
+    rehearsal: list[list[Message]] = Field(default_factory=list)
+    """General prompts and earlier skills' prompts, each a conversation ending with a user turn."""
+    checkpoint_dir: str
+    """The trainer resumes from the newest checkpoint here that verifies."""
+    output_dir: str
+    """Receives the adapter (PEFT layout, safetensors); must not exist or be empty."""
+
+
+class PreflightLine(BaseModel):
+    type: Literal["preflight"] = "preflight"
+    items: int
+    """Held-out items measured."""
+    student_score: float
+    teacher_score: float
+    gap: float
+    longest_prompt_tokens: int
+    """Longest teacher prompt, tokens."""
+    steps: int
+
+
+class StepLine(BaseModel):
+    """Means over the batch's unmasked response tokens; KL and entropy in nats."""
+
+    type: Literal["step"] = "step"
+    step: int
+    """1-based optimizer step."""
+    steps: int
+    loss: float
+    teacher_kl: float
+    rehearsal_kl: float | None
+    entropy: float
+    response_tokens: float
+    """Mean length of the sampled responses, tokens."""
+    truncated_share: float
+    grad_norm: float
+    learning_rate: float
+    rollout_seconds: float
+    teacher_seconds: float
+    student_seconds: float
+    eta_seconds: float
+
+
+class CheckpointLine(BaseModel):
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+    resumed: bool = False
+    """True when the run starts from this checkpoint rather than having written it."""
+
+
+class DoneLine(BaseModel):
+    type: Literal["done"] = "done"
+    steps: int
+    seconds: float
+
+
+class RefusedLine(BaseModel):
+    """Preflight found a reason not to train; the update fails with it, and retrying cannot help."""
+
+    type: Literal["refused"] = "refused"
+    code: str
+    message: str
+    param: str | None = None
+
+
+TrainerLine = Annotated[
+    PreflightLine | StepLine | CheckpointLine | DoneLine | RefusedLine, Field(discriminator="type")
+]
+TRAINER_LINE: TypeAdapter[TrainerLine] = TypeAdapter(TrainerLine)

@@ -1,0 +1,328 @@
+"""Tables of the ledger. Times are unix seconds of the database's clock; ids are prefixed text.
+
+JSON columns hold domain shapes as `model_dump(mode="json")`; verbs are the only writers.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+BigId = BigInteger().with_variant(Integer, "sqlite")
+"""Autoincrementing key on both databases."""
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, str: String(255)}
+
+
+class Team(Base):
+    __tablename__ = "teams"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[float]
+
+
+class Assistant(Base):
+    __tablename__ = "assistants"
+    __table_args__ = (UniqueConstraint("team_id", "name"), UniqueConstraint("team_id", "id"))
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
+    name: Mapped[str]
+    base_model: Mapped[str] = mapped_column(Text)
+    parameter_count: Mapped[int] = mapped_column(BigInteger)
+    context_window: Mapped[int]
+    """Tokens."""
+    next_version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[float]
+
+
+class Skill(Base):
+    __tablename__ = "skills"
+    __table_args__ = (
+        UniqueConstraint("assistant_id", "name"),
+        UniqueConstraint("team_id", "id"),
+        ForeignKeyConstraint(["team_id", "assistant_id"], ["assistants.team_id", "assistants.id"]),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default="")
+    grader: Mapped[dict[str, Any]]
+    holdout_fraction: Mapped[float] = mapped_column(Float, default=0.2)
+    created_at: Mapped[float]
+
+
+class Batch(Base):
+    __tablename__ = "batches"
+    __table_args__ = (
+        ForeignKeyConstraint(["team_id", "skill_id"], ["skills.team_id", "skills.id"]),
+        Index(None, "skill_id"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    skill_id: Mapped[str]
+    accepted: Mapped[int]
+    duplicates: Mapped[int]
+    created_at: Mapped[float]
+
+
+class DemonstrationRow(Base):
+    __tablename__ = "demonstrations"
+    __table_args__ = (
+        ForeignKeyConstraint(["team_id", "skill_id"], ["skills.team_id", "skills.id"]),
+        UniqueConstraint("skill_id", "content_hash"),
+        CheckConstraint("split in ('train', 'holdout')", name="split"),
+        Index(None, "assistant_id", "split"),
+        Index(None, "batch_id"),
+    )
+    seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    """Order of acceptance."""
+    id: Mapped[str] = mapped_column(unique=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    skill_id: Mapped[str]
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"))
+    split: Mapped[str]
+    content_hash: Mapped[str]
+    body: Mapped[dict[str, Any]]
+    """domain.demonstration.Demonstration."""
+    created_at: Mapped[float]
+
+
+class Version(Base):
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("assistant_id", "number"),
+        UniqueConstraint("assistant_id", "id"),
+        ForeignKeyConstraint(["team_id", "assistant_id"], ["assistants.team_id", "assistants.id"]),
+        CheckConstraint("kind in ('base', 'adapter', 'full')", name="kind"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    number: Mapped[int]
+    kind: Mapped[str]
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id"))
+    update_id: Mapped[str | None] = mapped_column(unique=True)
+    """The update that made it; null for v0."""
+    served_name: Mapped[str] = mapped_column(Text)
+    """Immutable name under which engines load it; the base model's name for v0."""
+    manifest_sha256: Mapped[str | None]
+    manifest: Mapped[dict[str, Any] | None]
+    """domain.version.Manifest; null for v0."""
+    recipe: Mapped[dict[str, Any] | None]
+    verdict: Mapped[dict[str, Any] | None]
+    """domain.measurement.Verdict; null for v0."""
+    created_at: Mapped[float]
+
+
+class Update(Base):
+    __tablename__ = "updates"
+    __table_args__ = (
+        ForeignKeyConstraint(["team_id", "assistant_id"], ["assistants.team_id", "assistants.id"]),
+        ForeignKeyConstraint(["parent_version_id"], ["versions.id"]),
+        CheckConstraint(
+            "status in ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="status"
+        ),
+        Index(
+            "uq_updates_one_running",
+            "assistant_id",
+            unique=True,
+            sqlite_where=text("status = 'running'"),
+            postgresql_where=text("status = 'running'"),
+        ),
+        Index(None, "assistant_id", "status"),
+    )
+    seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    """FIFO order."""
+    id: Mapped[str] = mapped_column(unique=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    status: Mapped[str]
+    phase: Mapped[str | None]
+    skills: Mapped[list[Any]]
+    """Names of the skills taught."""
+    recipe: Mapped[dict[str, Any]]
+    gate: Mapped[dict[str, Any]]
+    publish: Mapped[str]
+    parent_version_id: Mapped[str | None]
+    """Champion at the time of the first claim."""
+    version_id: Mapped[str | None]
+    verdict: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    """{code, message, param} of a failed update."""
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    pause_requested: Mapped[bool] = mapped_column(default=False)
+    fence: Mapped[int] = mapped_column(default=0)
+    """Rises with every claim; only the newest fence may write."""
+    claimed_by: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class UpdateDemonstration(Base):
+    __tablename__ = "update_demonstrations"
+    __table_args__ = (Index(None, "demonstration_id"),)
+    update_id: Mapped[str] = mapped_column(ForeignKey("updates.id"), primary_key=True)
+    demonstration_id: Mapped[str] = mapped_column(ForeignKey("demonstrations.id"), primary_key=True)
+
+
+class Event(Base):
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("update_id", "seq"),)
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    team_id: Mapped[str]
+    update_id: Mapped[str] = mapped_column(ForeignKey("updates.id"))
+    seq: Mapped[int]
+    """1, 2, 3 ... within the update; the SSE id."""
+    type: Mapped[str]
+    """message | metrics | phase | verdict."""
+    level: Mapped[str]
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class Alias(Base):
+    __tablename__ = "aliases"
+    __table_args__ = (
+        UniqueConstraint("assistant_id", "name"),
+        ForeignKeyConstraint(["assistant_id", "version_id"], ["versions.assistant_id", "versions.id"]),
+    )
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    name: Mapped[str]
+    version_id: Mapped[str]
+    revision: Mapped[int]
+    """Rises by one with every move; the ETag."""
+    updated_at: Mapped[float]
+
+
+class AliasMove(Base):
+    """Append-only history of an alias."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (
+        UniqueConstraint("assistant_id", "alias", "revision"),
+        ForeignKeyConstraint(["assistant_id", "to_version_id"], ["versions.assistant_id", "versions.id"]),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    alias: Mapped[str]
+    from_version_id: Mapped[str | None]
+    to_version_id: Mapped[str]
+    revision: Mapped[int]
+    kind: Mapped[str]
+    """create | publish | promote | rollback."""
+    reason: Mapped[str] = mapped_column(Text, default="")
+    actor: Mapped[str]
+    update_id: Mapped[str | None]
+    created_at: Mapped[float]
+
+
+class MeasurementRow(Base):
+    __tablename__ = "measurements"
+    __table_args__ = (
+        ForeignKeyConstraint(["assistant_id", "version_id"], ["versions.assistant_id", "versions.id"]),
+        UniqueConstraint("version_id", "kind", "suite"),
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
+    version_id: Mapped[str]
+    kind: Mapped[str]
+    suite: Mapped[str]
+    score: Mapped[float]
+    n: Mapped[int]
+    low: Mapped[float]
+    high: Mapped[float]
+    updated_at: Mapped[float]
+
+
+class MeasurementItem(Base):
+    __tablename__ = "measurement_items"
+    measurement_id: Mapped[str] = mapped_column(ForeignKey("measurements.id"), primary_key=True)
+    item: Mapped[str] = mapped_column(primary_key=True)
+    prompt: Mapped[str] = mapped_column(Text)
+    output: Mapped[str] = mapped_column(Text)
+    expected: Mapped[str] = mapped_column(Text)
+    score: Mapped[float]
+
+
+class AuditRow(Base):
+    """Every mutation, written in its own transaction; triggers refuse UPDATE and DELETE."""
+
+    __tablename__ = "audit_logs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    actor: Mapped[str]
+    action: Mapped[str]
+    """`assistant.create`, `batch.accept`, `update.create`, `alias.move`, ..."""
+    object_id: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class IdempotencyKey(Base):
+    __tablename__ = "idempotency_keys"
+    team_id: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[str]
+    """sha256 of method, path and body."""
+    status_code: Mapped[int | None]
+    """Null while the first request is in flight."""
+    response: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float]
+
+
+class Replica(Base):
+    """An inference server; `ratchet up` registers its engines here."""
+
+    __tablename__ = "replicas"
+    url: Mapped[str] = mapped_column(Text, primary_key=True)
+    base_model: Mapped[str] = mapped_column(Text)
+    """The assistants' `base_model` that it serves."""
+    model_name: Mapped[str] = mapped_column(Text)
+    """Name under which it serves the bare base."""
+    registered_at: Mapped[float]
+
+
+class ServingState(Base):
+    """What the swap controller last made true: `version_id` answers for this alias."""
+
+    __tablename__ = "serving_states"
+    assistant_id: Mapped[str] = mapped_column(ForeignKey("assistants.id"), primary_key=True)
+    alias: Mapped[str] = mapped_column(primary_key=True)
+    version_id: Mapped[str | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why the wanted version could not be loaded; the old one keeps serving."""
+    updated_at: Mapped[float]
