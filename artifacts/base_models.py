@@ -260,7 +260,7 @@ def _count_elements(name: str, file: Path) -> int:
             header = json.loads(stream.read(length))
             tensors = [entry for key, entry in header.items() if key != "__metadata__"]
             data_bytes = max((entry["data_offsets"][1] for entry in tensors), default=0)
-            elements = sum(math.prod(entry["shape"]) for entry in tensors)
+            elements: int = sum(math.prod(entry["shape"]) for entry in tensors)
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise _unknown(name, f"{file} is not a safetensors file ({error})") from error
     if file.stat().st_size != 8 + length + data_bytes:
