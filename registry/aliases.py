@@ -1,0 +1,232 @@
+"""Aliases: movable names for versions, each move compare-and-set, with append-only history."""
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from domain.errors import Conflict, InvalidInput, NotFound, NothingToRollBackTo, RevisionMismatch
+from domain.ids import new_id
+from domain.version import CHAMPION, is_reserved_alias
+from registry import audit
+from registry.paging import Page, read_page
+from registry.session import db_now, violates_unique
+from registry.tables import Alias, AliasMove, Assistant, Version
+
+
+def get_alias(session: Session, assistant: Assistant, name: str) -> Alias:
+    """Raises NotFound."""
+    alias = session.scalars(
+        select(Alias).where(Alias.assistant_id == assistant.id, Alias.name == name)
+    ).one_or_none()
+    if alias is None:
+        raise NotFound(f"'{assistant.name}' has no alias '{name}'.", param="alias")
+    return alias
+
+
+def list_aliases(session: Session, assistant: Assistant) -> list[Alias]:
+    return list(session.scalars(select(Alias).where(Alias.assistant_id == assistant.id).order_by(Alias.id)))
+
+
+def locked_alias(session: Session, assistant: Assistant, name: str) -> Alias:
+    """The alias as it is now, locked to the end of the transaction. Raises NotFound."""
+    alias = _locked(session, assistant, name)
+    return get_alias(session, assistant, name) if alias is None else alias
+
+
+def history(
+    session: Session, assistant: Assistant, alias: str, after: str | None, limit: int
+) -> Page[AliasMove]:
+    """Moves of one alias, newest first. Raises NotFound for an alias that never was."""
+    get_alias(session, assistant, alias)
+    return read_page(
+        session,
+        select(AliasMove).where(AliasMove.assistant_id == assistant.id, AliasMove.alias == alias),
+        key=AliasMove.id,
+        order=[AliasMove.revision],
+        after=after,
+        limit=limit,
+        newest_first=True,
+    )
+
+
+def move_alias(
+    session: Session,
+    assistant: Assistant,
+    alias: str,
+    version: Version,
+    *,
+    kind: str,
+    reason: str,
+    actor: str,
+    expected_revision: int | None,
+    update_id: str | None = None,
+    force: bool = False,
+) -> AliasMove:
+    """Point `alias` at `version`, creating the alias when it is new.
+
+    A move to where the alias already points changes nothing and returns the move that brought it there.
+    `force` lets a version through that its gate blocked.
+    Raises RevisionMismatch when the alias is not at `expected_revision` (0: it must not exist yet),
+    Conflict(code="version_blocked"), NotFound for a version of another assistant, InvalidInput for a name
+    that looks like a version.
+    """
+    if is_reserved_alias(alias):
+        raise InvalidInput(f"'{alias}' is how versions are written, not an alias.", param="alias")
+    if version.assistant_id != assistant.id:
+        raise NotFound(f"'{assistant.name}' has no version '{version.id}'.", param="version")
+    if not force and version.verdict is not None and version.verdict["outcome"] == "block":
+        raise Conflict(
+            f"v{version.number} was blocked by its gate: {'; '.join(version.verdict['reasons'])}",
+            param="version",
+            code="version_blocked",
+        )
+    current = _locked(session, assistant, alias)
+    revision = 0 if current is None else current.revision
+    if expected_revision is not None and expected_revision != revision:
+        raise RevisionMismatch(
+            f"'{alias}' is at revision {revision}, not {expected_revision}.", param="If-Match"
+        )
+    if current is not None and current.version_id == version.id:
+        return _move_at(session, current)
+    move = AliasMove(
+        id=new_id("move"),
+        team_id=assistant.team_id,
+        assistant_id=assistant.id,
+        alias=alias,
+        from_version_id=None if current is None else current.version_id,
+        to_version_id=version.id,
+        revision=revision + 1,
+        kind=kind,
+        reason=reason,
+        actor=actor,
+        update_id=update_id,
+        created_at=db_now(session),
+    )
+    if current is None:
+        _create(session, assistant, move)
+    else:
+        _point(session, current, move)
+    session.add(move)
+    session.flush()
+    audit.record(
+        session,
+        team_id=assistant.team_id,
+        actor=actor,
+        action="alias.move",
+        object_id=move.id,
+        data={
+            "assistant": assistant.id,
+            "alias": alias,
+            "from": move.from_version_id,
+            "to": version.id,
+            "revision": move.revision,
+            "kind": kind,
+            "reason": reason,
+            "forced": force,
+        },
+    )
+    return move
+
+
+def roll_back(
+    session: Session, assistant: Assistant, *, to: Version | None, reason: str, actor: str
+) -> AliasMove:
+    """Point champion at an earlier version: `to`, or what it pointed at before the current one came.
+
+    Repeated calls walk further back: a version that was rolled away from is no longer in the line.
+    Raises NothingToRollBackTo, and Conflict(code="version_blocked") for a blocked `to` that never served.
+    """
+    champion = _locked(session, assistant, CHAMPION)
+    if champion is None:
+        raise NothingToRollBackTo(f"'{assistant.name}' has never served a version.")
+    line = _line(session, assistant)
+    if to is not None:
+        if to.id == champion.version_id:
+            raise NothingToRollBackTo(f"v{to.number} is already the champion.", param="to")
+        target = to
+    elif len(line) < 2:
+        raise NothingToRollBackTo(f"'{assistant.name}' has no version before its current one.")
+    else:
+        target = session.get_one(Version, line[-2])
+    return move_alias(
+        session,
+        assistant,
+        CHAMPION,
+        target,
+        kind="rollback",
+        reason=reason,
+        actor=actor,
+        expected_revision=champion.revision,
+        force=target.id in line,
+    )
+
+
+def _line(session: Session, assistant: Assistant) -> list[str]:
+    """Version ids that led to the current champion, oldest first; neighbours always differ.
+
+    A move appends; a rollback to a version of the line cuts the line behind it.
+    """
+    moves = session.execute(
+        select(AliasMove.kind, AliasMove.to_version_id)
+        .where(AliasMove.assistant_id == assistant.id, AliasMove.alias == CHAMPION)
+        .order_by(AliasMove.revision)
+    )
+    line: list[str] = []
+    for kind, version_id in moves:
+        if kind == "rollback" and version_id in line:
+            while line[-1] != version_id:
+                line.pop()
+        else:
+            line.append(version_id)
+    return line
+
+
+def _locked(session: Session, assistant: Assistant, name: str) -> Alias | None:
+    return session.scalars(
+        select(Alias)
+        .where(Alias.assistant_id == assistant.id, Alias.name == name)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).one_or_none()
+
+
+def _move_at(session: Session, alias: Alias) -> AliasMove:
+    return session.scalars(
+        select(AliasMove).where(
+            AliasMove.assistant_id == alias.assistant_id,
+            AliasMove.alias == alias.name,
+            AliasMove.revision == alias.revision,
+        )
+    ).one()
+
+
+def _create(session: Session, assistant: Assistant, move: AliasMove) -> None:
+    alias = Alias(
+        team_id=assistant.team_id,
+        assistant_id=assistant.id,
+        name=move.alias,
+        version_id=move.to_version_id,
+        revision=move.revision,
+        updated_at=move.created_at,
+    )
+    try:
+        with session.begin_nested():
+            session.add(alias)
+            session.flush()
+    except IntegrityError as error:
+        if not violates_unique(error):
+            raise
+        raise RevisionMismatch(f"'{move.alias}' was created by someone else.", param="If-Match") from error
+
+
+def _point(session: Session, alias: Alias, move: AliasMove) -> None:
+    moved = session.execute(
+        update(Alias)
+        .where(Alias.id == alias.id, Alias.revision == move.revision - 1)
+        .values(version_id=move.to_version_id, revision=move.revision, updated_at=move.created_at)
+        .returning(Alias.id)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if moved is None:
+        raise RevisionMismatch(f"'{alias.name}' was moved by someone else.", param="If-Match")
+    session.refresh(alias)

@@ -1,0 +1,209 @@
+"""Demonstrations: accepting a batch at once, and which of them are still to be taught."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Select, func, insert, or_, select
+from sqlalchemy.orm import Session
+
+from domain.demonstration import Demonstration, Message, Split, is_held_out
+from domain.errors import InvalidInput
+from domain.ids import new_id
+from domain.update import FINISHED, Status
+from domain.version import CHAMPION
+from registry import audit
+from registry.paging import Page, read_page
+from registry.session import db_now
+from registry.tables import (
+    Alias,
+    Assistant,
+    Batch,
+    DemonstrationRow,
+    Skill,
+    Update,
+    UpdateDemonstration,
+    Version,
+)
+from registry.versions import lineage_ids
+
+HASHES_PER_QUERY = 10_000
+"""SQLite takes at most 32766 variables in one statement."""
+_UNFINISHED = [status for status in Status if status not in FINISHED]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    batch: Batch
+    accepted: int
+    duplicates: int
+    """Lines left out because the skill already has their content, or an earlier line of the batch has."""
+    train: int
+    holdout: int
+    """Of the accepted ones."""
+
+
+def accept_batch(
+    session: Session,
+    assistant: Assistant,
+    skill: Skill,
+    demonstrations: list[Demonstration],
+    *,
+    actor: str,
+) -> BatchResult:
+    """Store all new demonstrations of the batch, split by their prompts. Raises InvalidInput when empty."""
+    if not demonstrations:
+        raise InvalidInput("The batch is empty.", param="demonstrations")
+    # One batch of a skill at a time: the look-up of known hashes below must not race another insert.
+    holdout_fraction = session.execute(
+        select(Skill.holdout_fraction).where(Skill.id == skill.id).with_for_update(key_share=True)
+    ).scalar_one()
+    by_hash: dict[str, Demonstration] = {}
+    for demonstration in demonstrations:
+        by_hash.setdefault(demonstration.content_hash(), demonstration)
+    for known in _known_hashes(session, skill, list(by_hash)):
+        del by_hash[known]
+    now = db_now(session)
+    batch = Batch(
+        id=new_id("batch"),
+        team_id=assistant.team_id,
+        skill_id=skill.id,
+        accepted=len(by_hash),
+        duplicates=len(demonstrations) - len(by_hash),
+        created_at=now,
+    )
+    session.add(batch)
+    session.flush()
+    rows = [
+        {
+            "id": new_id("demo"),
+            "team_id": assistant.team_id,
+            "assistant_id": assistant.id,
+            "skill_id": skill.id,
+            "batch_id": batch.id,
+            "split": "holdout" if is_held_out(new.prompt_hash(), holdout_fraction) else "train",
+            "content_hash": content_hash,
+            "body": new.model_dump(mode="json"),
+            "created_at": now,
+        }
+        for content_hash, new in by_hash.items()
+    ]
+    if rows:
+        session.execute(insert(DemonstrationRow), rows)
+    holdout = sum(row["split"] == "holdout" for row in rows)
+    audit.record(
+        session,
+        team_id=assistant.team_id,
+        actor=actor,
+        action="batch.accept",
+        object_id=batch.id,
+        data={"skill": skill.id, "accepted": batch.accepted, "duplicates": batch.duplicates},
+    )
+    return BatchResult(
+        batch=batch,
+        accepted=batch.accepted,
+        duplicates=batch.duplicates,
+        train=len(rows) - holdout,
+        holdout=holdout,
+    )
+
+
+def list_demonstrations(
+    session: Session, skill: Skill, after: str | None, limit: int, split: Split | None = None
+) -> Page[DemonstrationRow]:
+    """In order of acceptance."""
+    rows = select(DemonstrationRow).where(DemonstrationRow.skill_id == skill.id)
+    if split is not None:
+        rows = rows.where(DemonstrationRow.split == split)
+    return read_page(
+        session, rows, key=DemonstrationRow.id, order=[DemonstrationRow.seq], after=after, limit=limit
+    )
+
+
+def count_by_split(session: Session, skill: Skill) -> dict[str, int]:
+    """`{"train": n, "holdout": n}`, both always there."""
+    counted = session.execute(
+        select(DemonstrationRow.split, func.count())
+        .where(DemonstrationRow.skill_id == skill.id)
+        .group_by(DemonstrationRow.split)
+    )
+    return {"train": 0, "holdout": 0} | {split: count for split, count in counted}
+
+
+def holdout_items(session: Session, skill: Skill) -> list[DemonstrationRow]:
+    """What a version is measured on, in order of acceptance."""
+    return list(
+        session.scalars(
+            select(DemonstrationRow)
+            .where(DemonstrationRow.skill_id == skill.id, DemonstrationRow.split == "holdout")
+            .order_by(DemonstrationRow.seq)
+        )
+    )
+
+
+def untaught(
+    session: Session, assistant: Assistant, skills: Sequence[Skill] | None
+) -> list[DemonstrationRow]:
+    """Train-split demonstrations that neither the champion's lineage nor a waiting update was taught."""
+    champion = (
+        select(Alias.version_id)
+        .where(Alias.assistant_id == assistant.id, Alias.name == CHAMPION)
+        .scalar_subquery()
+    )
+    taught = (
+        select(UpdateDemonstration.demonstration_id)
+        .join(Update, Update.id == UpdateDemonstration.update_id)
+        .where(
+            Update.assistant_id == assistant.id,
+            or_(Update.status.in_(_UNFINISHED), Update.id.in_(_lineage_updates(champion))),
+        )
+    )
+    rows = select(DemonstrationRow).where(
+        DemonstrationRow.assistant_id == assistant.id,
+        DemonstrationRow.split == "train",
+        DemonstrationRow.id.not_in(taught),
+    )
+    if skills is not None:
+        rows = rows.where(DemonstrationRow.skill_id.in_([skill.id for skill in skills]))
+    return list(session.scalars(rows.order_by(DemonstrationRow.seq)))
+
+
+def taught_prompts(
+    session: Session, assistant: Assistant, version: Version, exclude_skills: Sequence[str]
+) -> list[list[Message]]:
+    """Distinct prompts that the version's lineage was taught, without the skills named in `exclude_skills`."""
+    bodies = session.scalars(
+        select(DemonstrationRow.body)
+        .join(Skill, Skill.id == DemonstrationRow.skill_id)
+        .where(
+            DemonstrationRow.assistant_id == assistant.id,
+            Skill.name.not_in(list(exclude_skills)),
+            DemonstrationRow.id.in_(
+                select(UpdateDemonstration.demonstration_id).where(
+                    UpdateDemonstration.update_id.in_(_lineage_updates(version.id))
+                )
+            ),
+        )
+        .order_by(DemonstrationRow.seq)
+    )
+    demonstrations = (Demonstration.model_validate(body) for body in bodies)
+    return list({taught.prompt_hash(): taught.messages for taught in demonstrations}.values())
+
+
+def _lineage_updates(version_id: object) -> Select[tuple[str | None]]:
+    return select(Version.update_id).where(
+        Version.id.in_(lineage_ids(version_id)), Version.update_id.is_not(None)
+    )
+
+
+def _known_hashes(session: Session, skill: Skill, hashes: list[str]) -> set[str]:
+    known: set[str] = set()
+    for start in range(0, len(hashes), HASHES_PER_QUERY):
+        known.update(
+            session.scalars(
+                select(DemonstrationRow.content_hash).where(
+                    DemonstrationRow.skill_id == skill.id,
+                    DemonstrationRow.content_hash.in_(hashes[start : start + HASHES_PER_QUERY]),
+                )
+            )
+        )
+    return known

@@ -1,0 +1,140 @@
+"""Measurements of versions, with every item's output."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, aliased
+
+from domain.ids import new_id
+from domain.measurement import ItemScore, Measurement, SuiteKind
+from registry.session import db_now
+from registry.tables import Assistant, MeasurementItem, MeasurementRow, Update, Version
+from registry.upsert import upsert
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """One measured cell: a version on one suite."""
+
+    version: int
+    parent: int | None
+    taught: tuple[str, ...]
+    """Names of the skills that the version's own update taught."""
+    kind: SuiteKind
+    suite: str
+    score: float
+    n: int
+    low: float
+    high: float
+
+
+def save_measurement(session: Session, version: Version, measurement: Measurement) -> MeasurementRow:
+    """Store or overwrite the version's figures for the suite; items add to those already stored.
+
+    `measurement` speaks for all items, the earlier ones included.
+    """
+    upsert(
+        session,
+        MeasurementRow,
+        [
+            {
+                "id": new_id("meas"),
+                "team_id": version.team_id,
+                "assistant_id": version.assistant_id,
+                "version_id": version.id,
+                "kind": measurement.kind,
+                "suite": measurement.suite,
+                "score": measurement.score,
+                "n": measurement.n,
+                "low": measurement.low,
+                "high": measurement.high,
+                "updated_at": db_now(session),
+            }
+        ],
+        keys=["version_id", "kind", "suite"],
+        keep=["id"],
+    )
+    row = session.scalars(
+        select(MeasurementRow)
+        .where(
+            MeasurementRow.version_id == version.id,
+            MeasurementRow.kind == measurement.kind,
+            MeasurementRow.suite == measurement.suite,
+        )
+        .execution_options(populate_existing=True)
+    ).one()
+    upsert(
+        session,
+        MeasurementItem,
+        [{"measurement_id": row.id, **item.model_dump(mode="json")} for item in measurement.items],
+        keys=["measurement_id", "item"],
+    )
+    return row
+
+
+def measured_items(session: Session, version: Version, kind: SuiteKind, suite: str) -> dict[str, ItemScore]:
+    """Items of the suite that the version was measured on, by item id; empty when it never was."""
+    rows = session.scalars(
+        select(MeasurementItem)
+        .join(MeasurementRow, MeasurementRow.id == MeasurementItem.measurement_id)
+        .where(
+            MeasurementRow.version_id == version.id,
+            MeasurementRow.kind == kind,
+            MeasurementRow.suite == suite,
+        )
+    )
+    return {row.item: _item(row) for row in rows}
+
+
+def list_measurements(session: Session, version: Version) -> list[MeasurementRow]:
+    """Skills before general benchmarks, each by name."""
+    return list(
+        session.scalars(
+            select(MeasurementRow)
+            .where(MeasurementRow.version_id == version.id)
+            .order_by(MeasurementRow.kind.desc(), MeasurementRow.suite)
+        )
+    )
+
+
+def items_of(session: Session, measurement: MeasurementRow) -> list[ItemScore]:
+    """By item id."""
+    rows = session.scalars(
+        select(MeasurementItem)
+        .where(MeasurementItem.measurement_id == measurement.id)
+        .order_by(MeasurementItem.item)
+    )
+    return [_item(row) for row in rows]
+
+
+def matrix(session: Session, assistant: Assistant) -> list[MatrixRow]:
+    """Every measured cell of the assistant, by version number, kind and suite; one query."""
+    parent = aliased(Version)
+    rows = session.execute(
+        select(
+            Version.number,
+            parent.number,
+            Update.skills,
+            MeasurementRow.kind,
+            MeasurementRow.suite,
+            MeasurementRow.score,
+            MeasurementRow.n,
+            MeasurementRow.low,
+            MeasurementRow.high,
+        )
+        .join(MeasurementRow, MeasurementRow.version_id == Version.id)
+        .outerjoin(parent, parent.id == Version.parent_id)
+        .outerjoin(Update, Update.id == Version.update_id)
+        .where(Version.assistant_id == assistant.id)
+        .order_by(Version.number, MeasurementRow.kind, MeasurementRow.suite)
+    ).tuples()
+    return [
+        MatrixRow(number, parent_number, tuple(skills or ()), kind, suite, score, n, low, high)
+        for number, parent_number, skills, kind, suite, score, n, low, high in rows
+    ]
+
+
+def _item(row: MeasurementItem) -> ItemScore:
+    return ItemScore(
+        item=row.item, prompt=row.prompt, output=row.output, expected=row.expected, score=row.score
+    )

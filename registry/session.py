@@ -1,0 +1,96 @@
+"""Connections to the ledger, its clock and its migrations; SQLite and PostgreSQL alike."""
+
+from importlib import resources
+from sqlite3 import SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE
+from sqlite3 import Connection as SqliteConnection
+from sqlite3 import IntegrityError as SqliteIntegrityError
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from psycopg.errors import UniqueViolation
+from sqlalchemy import Connection, Engine, Float, create_engine, event, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+SQLITE_BUSY_MS = 30_000
+
+
+class clock(FunctionElement[float]):
+    """The database's clock as float unix seconds, usable inside a statement."""
+
+    name = "clock"
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _sqlite_clock(element: clock, compiler: SQLCompiler, **kw: Any) -> str:
+    # unixepoch('subsec') would need SQLite 3.42.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(clock, "postgresql")
+def _postgresql_clock(element: clock, compiler: SQLCompiler, **kw: Any) -> str:
+    # now() would stand still for the length of a transaction.
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+def make_engine(url: str) -> Engine:
+    """An engine whose SQLite connections are durable, enforce foreign keys and write-lock at BEGIN."""
+    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _configure_sqlite(connection: SqliteConnection, _record: object) -> None:
+    # The driver's own implicit BEGIN is deferred: a read that turns into a write would fail at once
+    # with "database is locked" instead of waiting its turn.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def make_sessions(engine: Engine) -> sessionmaker[Session]:
+    """Sessions whose rows stay readable after the edge has committed."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def db_now(session: Session) -> float:
+    """Unix seconds by the database's clock: leases and times never trust a worker's own clock."""
+    return session.execute(select(clock())).scalar_one()
+
+
+def violates_unique(error: IntegrityError) -> bool:
+    """Whether a unique constraint was the one broken, rather than a foreign key or a check."""
+    cause = error.orig
+    if isinstance(cause, SqliteIntegrityError):
+        return cause.sqlite_errorcode in (SQLITE_CONSTRAINT_UNIQUE, SQLITE_CONSTRAINT_PRIMARYKEY)
+    return isinstance(cause, UniqueViolation)
+
+
+def upgrade(url: str) -> None:
+    """Bring the database at `url` to the newest migration; safe to run from several processes at once."""
+    command.upgrade(alembic_config(url), "head")
+
+
+def alembic_config(url: str) -> Config:
+    """Alembic's configuration for `url`, its scripts found in the installed `migrations` package."""
+    config = Config()
+    with resources.as_file(resources.files("migrations")) as folder:
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["url"] = url
+    return config

@@ -1,0 +1,191 @@
+"""Versions: reading them and their lineage, and publishing a new one in one transaction."""
+
+import hashlib
+
+from sqlalchemy import CTE, Select, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from domain.errors import Conflict, CorruptArtifact, NotFound
+from domain.measurement import Measurement, Verdict
+from domain.recipe import Recipe
+from domain.version import CHAMPION, Manifest, parse_version
+from registry import aliases, audit, events
+from registry.claims import Claim, held
+from registry.measurements import save_measurement
+from registry.paging import Page, read_page
+from registry.session import db_now
+from registry.tables import Assistant, Update, Version
+
+
+def get_version(session: Session, assistant: Assistant, number_or_id: int | str) -> Version:
+    """By number, by `v7` or by id. Raises NotFound."""
+    number = parse_version(number_or_id) if isinstance(number_or_id, str) else number_or_id
+    wanted = Version.id == number_or_id if number is None else Version.number == number
+    version = session.scalars(
+        select(Version).where(Version.assistant_id == assistant.id, wanted)
+    ).one_or_none()
+    if version is None:
+        name = number_or_id if number is None else f"v{number}"
+        raise NotFound(f"'{assistant.name}' has no version '{name}'.", param="version")
+    return version
+
+
+def list_versions(session: Session, assistant: Assistant, after: str | None, limit: int) -> Page[Version]:
+    """In order of their numbers."""
+    return read_page(
+        session,
+        select(Version).where(Version.assistant_id == assistant.id),
+        key=Version.id,
+        order=[Version.number],
+        after=after,
+        limit=limit,
+    )
+
+
+def lineage(session: Session, version: Version) -> list[Version]:
+    """From v0 along the parents to `version` itself."""
+    rows = select(Version).where(Version.id.in_(lineage_ids(version.id)))
+    return list(session.scalars(rows.order_by(Version.number)))
+
+
+def lineage_ids(version_id: object) -> Select[tuple[str]]:
+    """Ids of the version (a value or a scalar subquery) and of all its ancestors."""
+    start = select(Version.id, Version.parent_id).where(Version.id == version_id)
+    line: CTE = start.cte("lineage", recursive=True)
+    parent = aliased(Version)
+    line = line.union_all(select(parent.id, parent.parent_id).join(line, parent.id == line.c.parent_id))
+    return select(line.c.id)
+
+
+def allocate_version(session: Session, claim: Claim) -> tuple[str, int]:
+    """The id and number under which this claim may publish. Raises StaleFence.
+
+    The same claim always gets the same id, and another claim another one, so that a worker that lost its
+    lease can never touch the files of its successor. Numbers have no gaps: one is used up at publish only.
+    """
+    update = held(session, claim)
+    digest = hashlib.sha256(f"{update.id}:{claim.fence}".encode()).hexdigest()
+    assistant = session.get_one(Assistant, update.assistant_id, populate_existing=True)
+    return f"ver_{digest[:24]}", assistant.next_version
+
+
+def publish(
+    session: Session,
+    claim: Claim,
+    *,
+    version_id: str,
+    number: int,
+    served_name: str,
+    manifest: Manifest,
+    manifest_sha256: str,
+    recipe: Recipe,
+    verdict: Verdict,
+    measurements: list[Measurement],
+    move_champion: bool,
+) -> Version:
+    """Make the candidate a version: row, measurements, champion, audit and event in one transaction.
+
+    An update publishes once: when it already has, that version is returned unchanged.
+    When the champion is no longer the parent that the verdict compared with (someone rolled back or
+    promoted meanwhile), the version is kept with the outcome `hold` and the champion stays.
+    Raises StaleFence, Conflict(code="update_cancelled") after an acknowledged cancel,
+    Conflict(code="version_blocked") when asked to move the champion without a passing verdict,
+    Conflict(code="version_number_taken"), CorruptArtifact for another update's manifest.
+    """
+    update = held(session, claim)
+    if update.version_id is not None:
+        return session.get_one(Version, update.version_id)
+    if update.cancel_requested:
+        raise Conflict("The update was cancelled; it publishes nothing.", code="update_cancelled")
+    if manifest.update_id != update.id:
+        raise CorruptArtifact(f"The manifest names update '{manifest.update_id}', not '{update.id}'.")
+    if move_champion and verdict.outcome != "pass":
+        raise Conflict(
+            f"A version with the outcome '{verdict.outcome}' does not serve.", code="version_blocked"
+        )
+    assistant = session.scalars(
+        select(Assistant)
+        .where(Assistant.id == update.assistant_id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).one()
+    if number != assistant.next_version:
+        raise Conflict(
+            f"v{number} is not the next version of '{assistant.name}', v{assistant.next_version} is.",
+            code="version_number_taken",
+        )
+    assistant.next_version = number + 1
+    champion = aliases.locked_alias(session, assistant, CHAMPION)
+    if move_champion and champion.version_id != update.parent_version_id:
+        verdict = _hold(session, update, champion.version_id, verdict)
+        move_champion = False
+    version = Version(
+        id=version_id,
+        team_id=update.team_id,
+        assistant_id=assistant.id,
+        number=number,
+        kind=manifest.kind,
+        parent_id=update.parent_version_id,
+        update_id=update.id,
+        served_name=served_name,
+        manifest_sha256=manifest_sha256,
+        manifest=manifest.model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
+        verdict=verdict.model_dump(mode="json"),
+        created_at=db_now(session),
+    )
+    session.add(version)
+    update.version_id = version.id
+    update.verdict = version.verdict
+    session.flush()
+    for measurement in measurements:
+        save_measurement(session, version, measurement)
+    audit.record(
+        session,
+        team_id=update.team_id,
+        actor="worker",
+        action="version.publish",
+        object_id=version.id,
+        data={
+            "number": number,
+            "update": update.id,
+            "manifest_sha256": manifest_sha256,
+            "outcome": verdict.outcome,
+        },
+    )
+    if move_champion:
+        aliases.move_alias(
+            session,
+            assistant,
+            CHAMPION,
+            version,
+            kind="publish",
+            reason="; ".join(verdict.reasons),
+            actor="worker",
+            expected_revision=champion.revision,
+            update_id=update.id,
+        )
+    events.append(
+        session,
+        update,
+        type="verdict",
+        message=f"v{number}: {verdict.outcome}. {'; '.join(verdict.reasons)}",
+        level="info" if verdict.outcome == "pass" else "warning",
+        data={"version": number, "verdict": version.verdict, "champion": move_champion},
+    )
+    return version
+
+
+def _hold(session: Session, update: Update, champion_id: str, verdict: Verdict) -> Verdict:
+    numbers = dict(
+        session.execute(
+            select(Version.id, Version.number).where(
+                or_(Version.id == champion_id, Version.id == update.parent_version_id)
+            )
+        ).tuples()
+    )
+    reason = (
+        f"measured against v{numbers[update.parent_version_id or '']}, "
+        f"but the champion is now v{numbers[champion_id]}"
+    )
+    return Verdict(outcome="hold", reasons=[reason, *verdict.reasons], checks=verdict.checks)
