@@ -161,6 +161,18 @@ def roll_back(
     )
 
 
+def champion_line(session: Session, assistant: Assistant) -> list[Version]:
+    """Versions that led to the current champion, oldest first; the last one is the champion itself.
+
+    The one before the last is where `roll_back` goes when it is told no target.
+    """
+    line = _line(session, assistant)
+    versions = {
+        version.id: version for version in session.scalars(select(Version).where(Version.id.in_(line)))
+    }
+    return [versions[version_id] for version_id in line]
+
+
 def _line(session: Session, assistant: Assistant) -> list[str]:
     """Version ids that led to the current champion, oldest first; neighbours always differ.
 

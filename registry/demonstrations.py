@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, insert, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from domain.demonstration import Demonstration, Message, Split, is_held_out
@@ -144,6 +144,14 @@ def untaught(
     session: Session, assistant: Assistant, skills: Sequence[Skill] | None
 ) -> list[DemonstrationRow]:
     """Train-split demonstrations that neither the champion's lineage nor a waiting update was taught."""
+    rows = select(DemonstrationRow).where(is_untaught(assistant))
+    if skills is not None:
+        rows = rows.where(DemonstrationRow.skill_id.in_([skill.id for skill in skills]))
+    return list(session.scalars(rows.order_by(DemonstrationRow.seq)))
+
+
+def is_untaught(assistant: Assistant) -> ColumnElement[bool]:
+    """Holds for the rows of `DemonstrationRow` that an update of the assistant would teach now."""
     champion = (
         select(Alias.version_id)
         .where(Alias.assistant_id == assistant.id, Alias.name == CHAMPION)
@@ -157,20 +165,17 @@ def untaught(
             or_(Update.status.in_(_UNFINISHED), Update.id.in_(_lineage_updates(champion))),
         )
     )
-    rows = select(DemonstrationRow).where(
+    return and_(
         DemonstrationRow.assistant_id == assistant.id,
         DemonstrationRow.split == "train",
         DemonstrationRow.id.not_in(taught),
     )
-    if skills is not None:
-        rows = rows.where(DemonstrationRow.skill_id.in_([skill.id for skill in skills]))
-    return list(session.scalars(rows.order_by(DemonstrationRow.seq)))
 
 
 def taught_prompts(
     session: Session, assistant: Assistant, version: Version, exclude_skills: Sequence[str]
 ) -> list[list[Message]]:
-    """Distinct prompts that the version's lineage was taught, without the skills named in `exclude_skills`."""
+    """Distinct prompts taught along the version's lineage, without those of `exclude_skills` (names)."""
     bodies = session.scalars(
         select(DemonstrationRow.body)
         .join(Skill, Skill.id == DemonstrationRow.skill_id)
@@ -189,7 +194,7 @@ def taught_prompts(
     return list({taught.prompt_hash(): taught.messages for taught in demonstrations}.values())
 
 
-def _lineage_updates(version_id: object) -> Select[tuple[str | None]]:
+def _lineage_updates(version_id: object) -> Select[str | None]:
     return select(Version.update_id).where(
         Version.id.in_(lineage_ids(version_id)), Version.update_id.is_not(None)
     )

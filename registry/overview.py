@@ -7,7 +7,18 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from domain.version import CHAMPION
-from registry.tables import Alias, Assistant, Event, ServingState, Skill, Update, Version
+from registry.demonstrations import is_untaught
+from registry.tables import (
+    Alias,
+    Assistant,
+    DemonstrationRow,
+    Event,
+    ServingState,
+    Skill,
+    Update,
+    UpdateDemonstration,
+    Version,
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,50 @@ def overviews(session: Session, assistants: Sequence[Assistant]) -> list[Assista
             )
         )
     return found
+
+
+@dataclass(frozen=True)
+class SkillOverview:
+    skill: Skill
+    train: int
+    holdout: int
+    untaught: int
+    """Train-split demonstrations that the next update would teach."""
+
+
+def skill_overviews(session: Session, assistant: Assistant) -> list[SkillOverview]:
+    """In order of creation."""
+    counts: dict[tuple[str, str], int] = {}
+    of_assistant = select(DemonstrationRow.skill_id, DemonstrationRow.split, func.count()).where(
+        DemonstrationRow.assistant_id == assistant.id
+    )
+    for skill_id, split, count in session.execute(
+        of_assistant.group_by(DemonstrationRow.skill_id, DemonstrationRow.split)
+    ).tuples():
+        counts[skill_id, split] = count
+    new = dict(
+        session.execute(
+            select(DemonstrationRow.skill_id, func.count())
+            .where(is_untaught(assistant))
+            .group_by(DemonstrationRow.skill_id)
+        ).tuples()
+    )
+    skills = select(Skill).where(Skill.assistant_id == assistant.id).order_by(Skill.created_at, Skill.id)
+    return [
+        SkillOverview(
+            skill=skill,
+            train=counts.get((skill.id, "train"), 0),
+            holdout=counts.get((skill.id, "holdout"), 0),
+            untaught=new.get(skill.id, 0),
+        )
+        for skill in session.scalars(skills)
+    ]
+
+
+def count_demonstrations(session: Session, update: Update) -> int:
+    """How many demonstrations the update teaches."""
+    rows = select(func.count()).where(UpdateDemonstration.update_id == update.id)
+    return session.execute(rows).scalar_one()
 
 
 def newest_events(session: Session, update: Update, *, limit: int, type: str | None = None) -> list[Event]:

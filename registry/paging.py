@@ -20,7 +20,7 @@ class Page(Generic[Row]):
 
 def read_page(
     session: Session,
-    rows: Select[tuple[Row]],
+    rows: Select[Row],
     *,
     key: InstrumentedAttribute[str],
     order: Sequence[InstrumentedAttribute[Any]],

@@ -92,7 +92,7 @@ def serving_state(session: Session, assistant_id: str, alias: str) -> ServingSta
     return session.get(ServingState, (assistant_id, alias), populate_existing=True)
 
 
-def _versions(alias: ColumnElement[str]) -> Select[Any]:
+def _versions(alias: ColumnElement[str]) -> Select[*tuple[Any, ...]]:
     return (
         select(
             Assistant.id.label("assistant_id"),

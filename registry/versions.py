@@ -48,7 +48,7 @@ def lineage(session: Session, version: Version) -> list[Version]:
     return list(session.scalars(rows.order_by(Version.number)))
 
 
-def lineage_ids(version_id: object) -> Select[tuple[str]]:
+def lineage_ids(version_id: object) -> Select[str]:
     """Ids of the version (a value or a scalar subquery) and of all its ancestors."""
     start = select(Version.id, Version.parent_id).where(Version.id == version_id)
     line: CTE = start.cte("lineage", recursive=True)
