@@ -1,11 +1,20 @@
 """Measurements of a version and the gate's verdict over them."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SuiteKind = Literal["skill", "general"]
 Outcome = Literal["pass", "block", "hold"]
+
+
+class Likelihood(NamedTuple):
+    """What a model makes of a given continuation of a given prefix."""
+
+    logprob: float
+    """Sum over the continuation's tokens, nats."""
+    greedy: bool
+    """Whether every token is the model's first choice."""
 
 
 class ItemScore(BaseModel):
