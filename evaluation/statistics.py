@@ -1,0 +1,82 @@
+"""Intervals and exact tests on proportions and on paired items."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.stats import binom, norm
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A mean paired difference and its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class McNemar(NamedTuple):
+    two_sided: float
+    one_sided: float
+    """P(at least as many regressions | regressions and gains equally likely)."""
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion; fractional scores may sum to `successes` (their variance
+    is at most a proportion's, so the interval is then too wide, never too narrow). n = 0 tells nothing:
+    [0, 1]."""
+    if n == 0:
+        return Interval(0.0, 1.0)
+    p, z = successes / n, _z(confidence)
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def mcnemar_exact(regressions: int, gains: int) -> McNemar:
+    """Exact McNemar test: of the items that changed, `regressions` went right -> wrong, `gains` the
+    other way. No change at all is no evidence: both 1."""
+    changed = regressions + gains
+    if changed == 0:
+        return McNemar(1.0, 1.0)
+    two_sided = min(1.0, 2 * float(binom.cdf(min(regressions, gains), changed, 0.5)))
+    return McNemar(two_sided, float(binom.sf(regressions - 1, changed, 0.5)))
+
+
+def paired_difference(differences: Sequence[float], confidence: float = 0.95) -> Difference:
+    """Mean of new - old over identical items, and its normal interval (sample standard deviation).
+
+    Raises ValueError below two items. Its width is 0 when all differences are equal, so no decision may
+    rest on it for small sets: see `cautious_difference`.
+    """
+    n = len(differences)
+    if n < 2:
+        raise ValueError("an interval needs at least two paired items")
+    mean = math.fsum(differences) / n
+    variance = math.fsum((value - mean) ** 2 for value in differences) / (n - 1)
+    half = _z(confidence) * math.sqrt(variance / n)
+    return Difference(mean, mean - half, mean + half)
+
+
+def cautious_difference(differences: Sequence[float], confidence: float = 0.95) -> Difference:
+    """The observed mean with an interval that holds for small sets too.
+
+    Bonett and Price (2012): one imagined item that got fully better and one that got fully worse are
+    added before the normal interval is taken, so that equal differences don't pass for certainty.
+    Raises ValueError without items.
+    """
+    if not differences:
+        raise ValueError("no paired items")
+    widened = paired_difference([*differences, 1.0, -1.0], confidence)
+    mean = math.fsum(differences) / len(differences)
+    return Difference(mean, max(-1.0, widened.low), min(1.0, widened.high))
+
+
+def _z(confidence: float) -> float:
+    return float(norm.ppf(0.5 + confidence / 2))
