@@ -1,0 +1,93 @@
+"""Prompts as tokens, and where in the text each token begins."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from engine.errors import BadRequest
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads. `offsets[i]` is the character of `text` at which token i begins."""
+
+    ids: list[int]
+    text: str
+    offsets: list[int]
+
+
+class TokenTexts:
+    """The text of single tokens and of prompts. Not thread-safe."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+        """Raises ValueError for a tokenizer that cannot tell offsets."""
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} tells no offsets; a tokenizer.json is needed")
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._texts: dict[int, str] = {}
+
+    def of(self, token: int) -> str:
+        """One token as text; special tokens are shown, an incomplete character is U+FFFD."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = str(self._tokenizer.decode([token]))
+        return text
+
+    def prompt_of_text(self, text: str) -> Prompt:
+        encoded = self._tokenizer(text, return_offsets_mapping=True)
+        offsets = []
+        end_before = 0
+        for start, end in encoded["offset_mapping"]:
+            # A token begins where the one before ended, unless both are pieces of one character;
+            # an added special token has no extent.
+            offsets.append(end_before if start == end else min(start, end_before))
+            end_before = max(end, end_before)
+        return Prompt(ids=list(encoded["input_ids"]), text=text, offsets=offsets)
+
+    def prompt_of_ids(self, ids: list[int]) -> Prompt:
+        """Raises BadRequest when an id is outside the vocabulary."""
+        for token in ids:
+            if not 0 <= token < self._vocabulary:
+                raise BadRequest(
+                    f"Token id {token} is out of vocabulary (0 to {self._vocabulary - 1}).", param="prompt"
+                )
+        return Prompt(ids=ids, text=str(self._tokenizer.decode(ids)), offsets=self.offsets(ids, 0))
+
+    def prompt_of_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool) -> Prompt:
+        """Raises BadRequest when the model has no chat template or the template refuses the messages."""
+        if not self._tokenizer.chat_template:
+            raise BadRequest("The model has no chat template; use /v1/completions.", param="messages")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except TemplateError as error:
+            raise BadRequest(f"The chat template refuses the messages: {error}", param="messages") from error
+        encoded = self._tokenizer(text, add_special_tokens=False)
+        return Prompt(ids=list(encoded["input_ids"]), text=str(text), offsets=[])
+
+    def offsets(self, ids: list[int], start: int) -> list[int]:
+        """Where each token's text begins when they are written one after the other from `start`.
+
+        All pieces of one character begin where the character does.
+        """
+        offsets = []
+        at = start
+        pieces: list[int] = []
+        for token in ids:
+            offsets.append(at)
+            text = self.of(token)
+            if not pieces and _BROKEN not in text:
+                at += len(text)
+                continue
+            pieces.append(token)
+            joined = str(self._tokenizer.decode(pieces))
+            if not joined.endswith(_BROKEN):
+                at += len(joined)
+                pieces = []
+        return offsets
