@@ -1,0 +1,1 @@
+"""`ratchet`: the command line. It talks HTTP like any client; `ratchet up` supervises the embedded stack."""

@@ -1,0 +1,276 @@
+"""`ratchet demo`: the main job end to end, on a real model, with a client that keeps chatting."""
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Self
+
+import typer
+
+from cli.background import BackgroundChat
+from cli.client import Client, Json
+from cli.components import ROOT
+from cli.demo_report import Answer, Report
+from cli.demo_rows import GRADER, SkillFile, read_skill_file
+from cli.demo_stack import OwnStack
+from cli.errors import CliError
+from cli.output import err, out
+from cli.progress import ProgressLine
+from cli.updates import require_passed
+from domain.demonstration import Demonstration
+from domain.grading import grade
+
+EXAMPLES = ROOT / "examples"
+BASE_MODEL = "smollm2-135m-instruct"
+EVAL_THREADS = 4
+SERVED_SECONDS = 30.0
+"""How long the earlier version may take to answer after a rollback."""
+POLL_SECONDS = 0.2
+
+
+def demo(
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result there as JSON too.", show_default=False)
+    ] = None,
+    skill: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FILE.jsonl: teach this instead of the examples; in order.", show_default=False
+        ),
+    ] = None,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="NAME=FILE.jsonl: measure it through the gateway.", show_default=False),
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Home of the demo's stack; default: temporary.", show_default=False)
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Use this running stack instead of an own one.", show_default=False)
+    ] = None,
+    base_model: Annotated[str, typer.Option(help="Base model of the demo's assistant.")] = BASE_MODEL,
+) -> None:
+    """Teach two skills one after the other, measure, chat all the while, roll back."""
+    skills, evals = choose_files(skill, evaluate)
+    report = Report(skills=[chosen.name for chosen in skills])
+    started = time.monotonic()
+    failure: CliError | None = None
+    try:
+        with nullcontext() if url else OwnStack(home) as stack:
+            err.print(f"stack at {url or (stack.url if stack else '')}")
+            with Client(url or (stack.url if stack else "")) as client:
+                Demo(client, report, evals).run(skills, base_model)
+    except CliError as error:
+        failure = error
+        report.error = str(error)
+    report.wall_seconds = time.monotonic() - started
+    report.print_to(out)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_json(), ensure_ascii=False, indent=2) + "\n")
+    if failure is not None:
+        raise failure
+    if report.failures:
+        raise CliError(f"{len(report.failures)} background requests failed, first: {report.failures[0]}")
+
+
+class Demo:
+    """One run against one API; fills the report as it goes."""
+
+    def __init__(self, client: Client, report: Report, evals: list[SkillFile]) -> None:
+        self._client = client
+        self._report = report
+        self._evals = evals
+        self._name = f"demo-{secrets.token_hex(3)}"
+        self._path = f"/v1/assistants/{self._name}"
+
+    def run(self, skills: list[SkillFile], base_model: str) -> None:
+        """Raises CliError when an update makes no version that serves, or the rollback does not show."""
+        client, report = self._client, self._report
+        client.post("/v1/assistants", {"name": self._name, "base_model": base_model})
+        report.assistant, report.url = self._name, client.url
+        probes = self._probes(skills)
+        chat = BackgroundChat(client, self._name)
+        try:
+            with chat:
+                self._observe("base", probes)
+                for number, skill in enumerate(skills, start=1):
+                    self._teach(skill, f"update {number}/{len(skills)} {skill.name}", number)
+                    self._observe(f"after_{number}", probes)
+                self._roll_back()
+                self._observe("after_rollback", probes)
+        finally:
+            report.note_chat(chat)
+            report.matrix = client.get(f"{self._path}/matrix")
+
+    def _teach(self, skill: SkillFile, label: str, number: int) -> None:
+        client = self._client
+        body: Json = {"name": skill.name, "description": skill.description}
+        client.post(f"{self._path}/skills", body | {"grader": GRADER.dump_python(skill.grader, mode="json")})
+        pushed = client.post_jsonl(f"{self._path}/skills/{skill.name}/demonstrations", skill.jsonl())
+        err.print(f"{label}: {pushed['accepted']} demonstrations, {pushed['holdout']} of them held out")
+        update = client.post(f"{self._path}/updates", {"skills": [skill.name]})
+        progress = ProgressLine(label)
+        with SwapWatch(client, f"{self._path}/aliases/champion") as watch:
+            progress.follow(watch.passing(client.follow(update["id"])))
+        update = client.get(f"/v1/updates/{update['id']}")
+        self._report.stage_seconds[f"update {number}"] = progress.stage_seconds()
+        require_passed(update)
+        self._report.swaps.append({"version": update["version"], "seconds": watch.seconds(update["version"])})
+
+    def _observe(self, moment: str, probes: list[tuple[str, Demonstration]]) -> None:
+        """What the served assistant answers now, and its score on every file to measure."""
+        report = self._report
+        for name, item in probes:
+            reply = self._client.chat(self._name, conversation(item), max_tokens=48)
+            answer = Answer(name, item.messages[-1].content, item.response, moment, reply.version, reply.text)
+            report.answers.append(answer)
+            report.moments[moment] = reply.version or ""
+        for chosen in self._evals:
+            score = measure(self._client, self._name, chosen, report.moments[moment])
+            report.evals.setdefault(chosen.name, {})[moment] = score
+            report.eval_rows[chosen.name] = len(chosen.demonstrations)
+            err.print(f"{moment.replace('_', ' ')}: {chosen.name} {score:.3f}")
+
+    def _roll_back(self) -> None:
+        started = time.monotonic()
+        moved = self._client.post(f"{self._path}/rollback", {"reason": "end of the demo"})
+        while True:
+            messages = [{"role": "user", "content": "Hello"}]
+            answered = self._client.chat(self._name, messages, max_tokens=1).version
+            seconds = time.monotonic() - started
+            if answered == moved["to_version"]:
+                break
+            if seconds > SERVED_SECONDS:
+                raise CliError(f"{seconds:.0f} s after the rollback {answered} still answers")
+            time.sleep(POLL_SECONDS)
+        self._report.rollback = {
+            "from_version": moved["from_version"],
+            "to_version": moved["to_version"],
+            "seconds": round(seconds, 3),
+        }
+
+    def _probes(self, skills: list[SkillFile]) -> list[tuple[str, Demonstration]]:
+        """One prompt of each skill, from its file to measure when there is one."""
+        held_out = {chosen.name: chosen.demonstrations[0] for chosen in self._evals}
+        return [(skill.name, held_out.get(skill.name, skill.demonstrations[-1])) for skill in skills]
+
+
+class SwapWatch:
+    """Times swaps: from the alias pointing at a version until that version answers.
+
+    It looks often, so it begins only when an update's training is over.
+    """
+
+    def __init__(self, client: Client, alias_path: str) -> None:
+        self._client = client
+        self._path = alias_path
+        self._pointed: dict[str, float] = {}
+        self._serving: dict[str, float] = {}
+        self._trained = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="swap-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._trained.set()
+        self._thread.join()
+        if kind is None:
+            self._look()
+
+    def passing(self, events: Iterable[Json]) -> Iterator[Json]:
+        """The same events, watched for the end of training."""
+        for event in events:
+            if event["type"] == "phase" and event["data"]["phase"] == "evaluating":
+                self._trained.set()
+            yield event
+
+    def seconds(self, version: str) -> float:
+        """Within POLL_SECONDS. Raises CliError when the version was not seen serving."""
+        if version not in self._serving:
+            raise CliError(f"the update ended, but {version} does not serve")
+        return round(self._serving[version] - self._pointed[version], 2)
+
+    def _run(self) -> None:
+        self._trained.wait()
+        while not self._ended.wait(POLL_SECONDS):
+            with suppress(CliError):  # one look less; the last one, on leaving, must succeed
+                self._look()
+
+    def _look(self) -> None:
+        alias, now = self._client.get(self._path), time.monotonic()
+        self._pointed.setdefault(alias["version"], now)
+        if alias["serving_version"] == alias["version"]:
+            self._serving.setdefault(alias["version"], now)
+
+
+def measure(client: Client, model: str, chosen: SkillFile, version: str) -> float:
+    """Share of right answers by greedy decoding through the gateway.
+
+    Raises CliError when another version than `version` answers.
+    """
+
+    def score(item: Demonstration) -> float:
+        reply = client.chat(model, conversation(item), max_tokens=chosen.max_tokens)
+        if reply.version != version:
+            raise CliError(f"{reply.version} answered while {version} was measured")
+        return grade(chosen.grader, reply.text, item.answer)
+
+    with ThreadPoolExecutor(EVAL_THREADS) as pool:
+        scores = list(pool.map(score, chosen.demonstrations))
+    return round(sum(scores) / len(scores), 4)
+
+
+def conversation(item: Demonstration) -> list[Json]:
+    return [message.model_dump() for message in item.messages]
+
+
+Files = tuple[list[SkillFile], list[SkillFile]]
+"""The skills to teach, and the files to measure."""
+
+
+def choose_files(skill: list[str] | None, evaluate: list[str] | None) -> Files:
+    """By default the examples and their held-out rows."""
+    evals: list[SkillFile] = []
+    if skill:
+        skills = [read_skill_file(name, file) for name, file in map(name_and_file, skill)]
+    else:
+        skills, evals = read_examples(EXAMPLES)
+    graders = {chosen.name: chosen.grader for chosen in skills}
+    for name, file in map(name_and_file, evaluate or []):
+        evals.append(read_skill_file(name, file, grader=graders.get(name)))
+    return skills, evals
+
+
+def read_examples(folder: Path) -> Files:
+    """Raises CliError when the examples are not there."""
+    index = folder / "skills.json"
+    if not index.is_file():
+        raise CliError(f"{index} is not there: run from the project's folder, or give --skill NAME=FILE")
+    skills: list[SkillFile] = []
+    evals: list[SkillFile] = []
+    for entry in json.loads(index.read_text(encoding="utf-8")):
+        grader = GRADER.validate_python(entry["grader"])
+        for target, file in ((skills, entry["demonstrations"]), (evals, entry["held_out"])):
+            target.append(
+                read_skill_file(entry["name"], folder / file, grader=grader, description=entry["description"])
+            )
+    return skills, evals
+
+
+def name_and_file(text: str) -> tuple[str, Path]:
+    name, equals, file = text.partition("=")
+    if not equals or not name or not file:
+        raise CliError(f"'{text}' is not NAME=FILE.jsonl")
+    return name, Path(file)

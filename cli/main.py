@@ -1,0 +1,62 @@
+"""The commands of `ratchet`. Each talks to the API over HTTP; `up`, `demo` and `doctor` run things."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cli import assistants, doctor, updates, versions
+from cli.client import DEFAULT_PORT
+from cli.demo import demo
+from cli.errors import CliError
+from cli.up import up as run_stack
+from domain.settings import Settings
+
+
+class Commands(TyperGroup):
+    """Turns the errors that a person should read into one line and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CliError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader of our output left: nothing more to say
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Teach a deployed assistant from demonstrations, measure, and roll back.",
+)
+app.add_typer(assistants.assistants_app, name="assistants")
+app.add_typer(assistants.skills_app, name="skills")
+app.add_typer(assistants.demos_app, name="demos")
+app.add_typer(updates.updates_app, name="updates")
+app.add_typer(versions.versions_app, name="versions")
+app.command()(updates.update)
+app.command()(versions.matrix)
+app.command()(versions.promote)
+app.command()(versions.rollback)
+app.command()(versions.history)
+app.command()(versions.chat)
+app.command()(doctor.doctor)
+app.command()(demo)
+
+
+@app.command()
+def up(
+    home: Annotated[
+        Path | None, typer.Option(help="All state; default RATCHET_HOME or ~/.ratchet.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = DEFAULT_PORT,
+) -> None:
+    """Run the embedded stack until Ctrl-C. Prints `ready URL` when everything answers."""
+    run_stack(home or Settings().home, port, lambda line: print(line, flush=True))

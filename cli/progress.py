@@ -1,0 +1,78 @@
+"""A live line for a running update, fed by its events."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import IO
+
+from cli.client import Json
+
+PLAIN_SECONDS = 15.0
+"""Off a terminal, at most one progress line in this time besides those that open a phase."""
+
+
+class ProgressLine:
+    """Rewrites one line on a terminal; elsewhere prints a line now and then."""
+
+    def __init__(self, label: str, stream: IO[str] | None = None) -> None:
+        self.phase_started: dict[str, float] = {}
+        """Phase -> monotonic seconds when its first event came, in order."""
+        self.last_at = 0.0
+        self._label = label
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._printed_at = 0.0
+        self._width = 0
+
+    def follow(self, events: Iterable[Json]) -> None:
+        try:
+            for event in events:
+                self.note(event)
+        finally:
+            self._end_line()
+
+    def note(self, event: Json) -> None:
+        """Show one event and remember when its phase began."""
+        self.last_at = time.monotonic()
+        kind, data = event["type"], event["data"]
+        if kind == "phase":
+            self.phase_started.setdefault(data["phase"], self.last_at)
+            self._show(f"{data['phase']}", keep=True)
+        elif kind == "metrics":
+            self._show(describe_metrics(data))
+        elif kind == "verdict" or event["level"] != "info":
+            self._show(event["message"], keep=True)
+        else:
+            self._show(event["message"])
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Phase -> seconds until the next phase began, or until the last event; seconds of wall time."""
+        starts = list(self.phase_started.items())
+        ends = [start for _, start in starts[1:]] + [self.last_at]
+        return {phase: round(end - start, 2) for (phase, start), end in zip(starts, ends, strict=True)}
+
+    def _show(self, text: str, keep: bool = False) -> None:
+        line = f"{self._label}: {text}"
+        if self._live:
+            self._stream.write("\r" + line.ljust(self._width) + ("\n" if keep else ""))
+            self._width = 0 if keep else len(line)
+        elif keep or time.monotonic() - self._printed_at >= PLAIN_SECONDS:
+            self._printed_at = time.monotonic()
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _end_line(self) -> None:
+        if self._live and self._width:
+            self._stream.write("\n")
+            self._width = 0
+
+
+def describe_metrics(data: Json) -> str:
+    """A training step or another measured stage in one short line."""
+    if "step" not in data:
+        return ", ".join(f"{name} {value}" for name, value in data.items())
+    text = f"training step {data['step']}/{data['steps']}"
+    for name, label in (("loss", "loss"), ("rehearsal_kl", "rehearsal KL"), ("response_tokens", "tokens")):
+        if data.get(name) is not None:
+            text += f", {label} {data[name]:.3g}"
+    return f"{text}, {data['eta_seconds']:.0f} s to go" if "eta_seconds" in data else text

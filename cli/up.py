@@ -1,0 +1,166 @@
+"""`ratchet up`: the embedded stack under one supervisor.
+
+Start order: home and lock, migrations, Valkey, engine, API, worker, dispatcher. Stop order: reverse.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from artifacts.base_models import BUILT_IN
+from cli import components
+from cli.components import Engine
+from cli.errors import CliError
+from cli.home import HomeLock, socket_path
+from cli.supervisor import Child, StopRequest, Supervisor, say
+from domain.settings import Settings
+from registry import serving
+from registry.session import make_engine, make_sessions, upgrade
+
+BUILT_IN_MODEL = next(iter(BUILT_IN))
+START_SECONDS = 1800.0
+"""Upper bound of a first start, which may download and convert a base model."""
+START_CRASHES = 4
+"""A component that ends this often in a row before the stack is ready is reported, not retried."""
+POLL_SECONDS = 0.2
+WATCH_SECONDS = 1.0
+
+
+class Stack:
+    """Everything that `ratchet up` starts. Main thread only (see `supervisor`)."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, stopping: StopRequest) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._stopping = stopping
+        self._supervisor = Supervisor(settings.home / "logs")
+        self._engines: dict[str, tuple[Engine, Child]] = {}
+        self._sessions = make_sessions(make_engine(settings.resolved_database_url))
+        self._watched_at = 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def start(self) -> None:
+        """Start all and wait until all answer. Raises CliError naming what did not come up."""
+        self._forget_replicas()
+        if self._settings.broker_url is None:
+            path = socket_path(self._settings.home)
+            self._supervisor.add(components.valkey(self._settings, path))
+            self._await("valkey", lambda: components.valkey_answers(path))
+        self._settings.work_dir.mkdir(exist_ok=True)
+        if self._settings.engine_url is None:
+            self._start_engine(BUILT_IN_MODEL)
+        self._supervisor.add(components.api(self._settings, self._listener))
+        worker = self._supervisor.add(components.worker(self._settings))
+        self._supervisor.add(components.dispatcher(self._settings))
+        self._await("engine", lambda: all(engine.registered for engine, _ in self._engines.values()))
+        self._await("worker", lambda: worker.marked)
+        self._await("api", lambda: components.answers(f"{self.url}/readyz"))
+
+    def run(self) -> None:
+        """Restart what crashes and start engines that assistants need, until asked to stop."""
+        while not self._stopping:
+            self._tick()
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        self._supervisor.stop(lambda: self._stopping.hurry)
+        self._forget_replicas()
+
+    def _await(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if self._stopping:
+                raise InterruptedError
+            for child in self._tick():
+                if child.crashes >= START_CRASHES:
+                    told = "\n  ".join(child.tail) or "(no output)"
+                    raise CliError(
+                        f"{child.component.name} ended {child.crashes} times while starting:\n  {told}\n"
+                        f"`ratchet doctor` may say why; the whole log is {child.log_file}"
+                    )
+            if time.monotonic() > deadline:
+                raise CliError(f"{name} did not answer within {START_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+    def _tick(self) -> list[Child]:
+        ended = self._supervisor.poll()
+        for engine, child in self._engines.values():
+            if child in ended and engine.registered:
+                self._set_registered(engine, False)
+        if time.monotonic() - self._watched_at >= WATCH_SECONDS:
+            self._watched_at = time.monotonic()
+            self._watch_engines()
+        return ended
+
+    def _watch_engines(self) -> None:
+        for engine, child in self._engines.values():
+            if not engine.registered and child.alive and components.answers(f"{engine.url}/health"):
+                self._set_registered(engine, True)
+        if self._settings.engine_url is None:
+            with self._sessions() as session:
+                needed = serving.base_models_in_use(session)
+            for base_model in needed:
+                if base_model not in self._engines:
+                    self._start_engine(base_model)
+
+    def _start_engine(self, base_model: str) -> None:
+        name = "engine" if not self._engines else f"engine-{len(self._engines) + 1}"
+        engine = Engine(self._settings, base_model, name)
+        self._engines[base_model] = engine, self._supervisor.add(engine.component)
+
+    def _set_registered(self, engine: Engine, registered: bool) -> None:
+        with self._sessions.begin() as session:
+            if registered:
+                serving.register_replica(
+                    session, url=engine.url, base_model=engine.base_model, model_name=engine.base_model
+                )
+            else:
+                serving.remove_replica(session, url=engine.url)
+        engine.registered = registered
+
+    def _forget_replicas(self) -> None:
+        """The home is ours alone: whatever is registered belongs to processes that are gone."""
+        with self._sessions.begin() as session:
+            for replica in serving.replicas(session):
+                serving.remove_replica(session, url=replica.url)
+
+
+def bind(port: int) -> socket.socket:
+    """A bound loopback socket; 0 picks a free port. Raises CliError when the port is taken."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise CliError(f"port {port} on 127.0.0.1 cannot be used: {error.strerror}; try --port 0") from error
+    return listener
+
+
+def up(home: Path, port: int, announce: Callable[[str], None]) -> None:
+    """Run the stack until SIGINT, SIGTERM or SIGHUP; `announce` gets the one ready line.
+
+    Raises CliError when the home is taken, a precondition is missing or a component does not start.
+    """
+    settings = Settings(home=home.expanduser().resolve())
+    if settings.broker_url is None:
+        socket_path(settings.home)
+    with HomeLock(settings.home) as lock, bind(port) as listener:
+        stopping = StopRequest().install()
+        say("supervisor", f"home {settings.home}")
+        upgrade(settings.resolved_database_url)
+        stack = Stack(settings, listener, stopping)
+        lock.describe(f"`ratchet up` at {stack.url}")
+        try:
+            stack.start()
+            announce(f"ready {stack.url}")
+            stack.run()
+        except InterruptedError:
+            say("supervisor", "asked to stop before the stack was ready")
+        finally:
+            stack.stop()
+        say("supervisor", "stopped")
