@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     trainer_threads: int = Field(default=2, ge=1)
     engine_threads: int = Field(default=2, ge=1)
     log_level: str = "INFO"
+    allowed_hosts: str = "127.0.0.1,localhost,[::1]"
+    """Host names that the API answers to, comma-separated; `*` answers to any (behind a proxy)."""
 
     @cached_property
     def artifacts_dir(self) -> Path:

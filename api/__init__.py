@@ -1,0 +1,1 @@
+"""HTTP: native routes, the OpenAI-compatible gateway and the dashboard."""

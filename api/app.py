@@ -1,0 +1,103 @@
+"""The application: what starts and stops with it, and which routes it answers."""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+from serving.routes import RouteTable
+
+from api import errors, gateway
+from api.context import Context
+from api.dashboard import router as dashboard
+from api.edge import Edge
+from api.metrics import Metrics
+from api.producer import UpdateProducer
+from api.prompt_length import PromptLengths
+from api.routes import (
+    aliases,
+    assistants,
+    audit,
+    demonstrations,
+    events,
+    health,
+    measurements,
+    models,
+    skills,
+    updates,
+    versions,
+)
+from api.swaps import start_controller
+from artifacts.store import ArtifactStore
+from domain.settings import Settings
+from registry.session import make_engine, make_sessions
+from serving.client import KEEP_ALIVE_SECONDS
+
+_ENGINE_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+"""Between two bytes of a reply: a whole reply comes at once, after all of its tokens."""
+_ENGINE_LIMITS = httpx.Limits(
+    max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_SECONDS
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API over the database, broker and artifacts that `settings` (default: the environment) name.
+
+    Nothing is opened before the application starts. The database must be migrated already.
+    """
+    chosen = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with ExitStack() as stack:
+            engine = make_engine(chosen.resolved_database_url)
+            stack.callback(engine.dispose)
+            sessions = make_sessions(engine)
+            store = ArtifactStore(chosen.artifacts_dir)
+            producer = UpdateProducer(chosen.resolved_broker_url)
+            stack.callback(producer.close)
+            routes = RouteTable()
+            controller = stack.enter_context(start_controller(chosen, sessions, store, routes))
+            async with httpx.AsyncClient(
+                timeout=_ENGINE_TIMEOUT, limits=_ENGINE_LIMITS, trust_env=False
+            ) as engines:
+                app.state.context = Context(
+                    settings=chosen,
+                    sessions=sessions,
+                    store=store,
+                    routes=routes,
+                    controller=controller,
+                    producer=producer,
+                    prompts=PromptLengths(chosen.cache_dir),
+                    engines=engines,
+                    metrics=metrics,
+                )
+                yield
+
+    app = FastAPI(
+        title="Ratchet",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # the stock pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(Edge, allowed_hosts=chosen.allowed_hosts, metrics=metrics)
+    errors.install(app)
+    for module in (
+        assistants,
+        skills,
+        demonstrations,
+        updates,
+        events,
+        versions,
+        measurements,
+        aliases,
+        models,
+        gateway,
+        audit,
+        health,
+    ):
+        app.include_router(module.router)
+    app.include_router(dashboard)
+    return app

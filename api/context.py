@@ -1,0 +1,61 @@
+"""What the routes share: settings, database sessions, version files, serving and the broker."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import httpx
+from fastapi import Depends, Request
+from serving.controller import SwapController
+from serving.routes import RouteTable
+from sqlalchemy.orm import Session, sessionmaker
+
+from api.metrics import Metrics
+from api.producer import UpdateProducer
+from api.prompt_length import PromptLengths
+from artifacts.store import ArtifactStore
+from domain.settings import Settings
+
+ACTOR = "user"
+"""Who moves things through the API, in history and audit log."""
+TEAM_ID = "team_default"
+"""The team of the first migration: there is no authentication yet, and only loopback is served."""
+
+
+@dataclass(frozen=True)
+class Context:
+    settings: Settings
+    sessions: sessionmaker[Session]
+    store: ArtifactStore
+    routes: RouteTable
+    controller: SwapController
+    producer: UpdateProducer
+    prompts: PromptLengths
+    engines: httpx.AsyncClient
+    """The gateway's connections to the inference engines."""
+    metrics: Metrics
+    idempotency_keys_in_flight: set[tuple[str, str]] = field(default_factory=set)
+    """(team, key) of the creating requests that this process is handling."""
+
+
+def get_context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+def team_id() -> str:
+    return TEAM_ID
+
+
+Ctx = Annotated[Context, Depends(get_context)]
+Team = Annotated[str, Depends(team_id)]
+
+
+def _reading(context: Ctx) -> Iterator[Session]:
+    with context.sessions() as session:
+        yield session
+
+
+# Scope "function": closed before the reply leaves, so that a slow reader holds no transaction.
+Reading = Annotated[Session, Depends(_reading, scope="function")]
+"""A session for reading; what is written in it is not committed."""

@@ -1,0 +1,141 @@
+"""The OpenAI-compatible way in: completions of assistants, whichever version answers at the moment."""
+
+import json
+import time
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from serving.routes import Lease
+
+from api.context import Context, Ctx, Team
+from api.errors import domain_error_response, error_response
+from api.gateway_fields import CHAT_FORWARDED, TEXT_FORWARDED, forwarded
+from api.routes.models import model_not_found
+from api.upstream import (
+    EngineStream,
+    Upstream,
+    engine_refusal,
+    open_upstream,
+    rewrite_reply,
+    unless_disconnected,
+)
+from domain.errors import EngineUnavailable, InvalidInput, RatchetError
+from domain.version import ModelName
+
+router = APIRouter(tags=["openai"])
+
+CLIENT_CLOSED_REQUEST = 499
+"""Seen by no client: the status under which a request that its client gave up is counted."""
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(request: Request, context: Ctx, team_id: Team) -> Response:
+    return await _answer(request, Call(context, team_id), "/v1/chat/completions", CHAT_FORWARDED)
+
+
+@router.post("/v1/completions")
+async def completions(request: Request, context: Ctx, team_id: Team) -> Response:
+    return await _answer(request, Call(context, team_id), "/v1/completions", TEXT_FORWARDED)
+
+
+class Call:
+    """One completion: who answers it, and its figures in the metrics."""
+
+    def __init__(self, context: Context, team_id: str) -> None:
+        self.context = context
+        self.team_id = team_id
+        self.assistant = ""
+        """Empty until the model is known to exist: labels of metrics must stay few."""
+        self.version = ""
+        self._started_at = time.perf_counter()
+        self._began = False
+
+    async def lease(self, name: ModelName, attempt: int) -> Lease:
+        """A version that answers for `name`, held until released.
+
+        A version without an alias is loaded on demand; so is one that its engine lost, at the second
+        attempt. Raises NotFound, EngineUnavailable.
+        """
+        raise NotImplementedError
+
+    def began(self) -> None:
+        """The first byte of the reply is here."""
+        if not self._began:
+            self._began = True
+            seconds = time.perf_counter() - self._started_at
+            self.context.metrics.gateway_first_byte_seconds.labels(self.assistant).observe(seconds)
+
+    def ended(self, status: int) -> None:
+        metrics = self.context.metrics
+        metrics.gateway_requests.labels(self.assistant, self.version, str(status)).inc()
+        metrics.gateway_seconds.labels(self.assistant).observe(time.perf_counter() - self._started_at)
+
+
+async def _answer(request: Request, call: Call, path: str, allowed: frozenset[str]) -> Response:
+    try:
+        response = await _forward(request, call, path, allowed)
+    except InvalidInput as error:  # OpenAI's clients know a wrong field as 400
+        response = error_response(400, error.message, param=error.param, code=error.code)
+    except RatchetError as error:
+        response = domain_error_response(error)
+    if not isinstance(response, EngineStream):
+        call.ended(response.status_code)
+    if call.version:
+        response.headers["x-model-version"] = call.version
+    return response
+
+
+async def _forward(request: Request, call: Call, path: str, allowed: frozenset[str]) -> Response:
+    body = _json_object(await request.body())
+    model = body.get("model")
+    if not isinstance(model, str):
+        raise InvalidInput("'model' must name an assistant.", param="model")
+    if not isinstance(body.get("stream"), bool | None):
+        raise InvalidInput("'stream' must be true or false.", param="stream")
+    payload = forwarded(body, allowed)
+    try:
+        name = ModelName.parse(model)
+    except InvalidInput as error:
+        raise model_not_found(model) from error
+    upstream = await unless_disconnected(
+        request,
+        open_upstream(
+            call.context.engines,
+            lambda attempt: call.lease(name, attempt),
+            path,
+            payload,
+            request.state.request_id,
+        ),
+    )
+    if upstream is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if payload.get("stream") and upstream.response.is_success:
+        return EngineStream(upstream, model, on_chunk=call.began, on_end=lambda: call.ended(200))
+    return await _whole_reply(request, call, upstream, model)
+
+
+async def _whole_reply(request: Request, call: Call, upstream: Upstream, model: str) -> Response:
+    try:
+        call.began()
+        content = await unless_disconnected(request, upstream.response.aread())
+    except httpx.TransportError as error:
+        raise EngineUnavailable("The inference engine broke off; try again shortly.") from error
+    finally:
+        await upstream.aclose()
+    if content is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if not upstream.response.is_success:
+        return engine_refusal(upstream, content, model)
+    return JSONResponse(rewrite_reply(content, model))
+
+
+def _json_object(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("The request body is not valid JSON.", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise InvalidInput("The request body is not a JSON object.")
+    return value

@@ -1,0 +1,77 @@
+"""Which fields of a completion request reach the engine: an allowlist, because engines have dangerous ones
+(`prompt_logprobs` can kill a vLLM server, `chat_template` runs a client's template)."""
+
+from typing import Any
+
+from domain.errors import InvalidInput
+
+_SAMPLING = frozenset(
+    {
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_tokens",
+        "n",
+        "presence_penalty",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+        # vLLM's own, harmless
+        "min_p",
+        "repetition_penalty",
+        "top_k",
+    }
+)
+CHAT_FORWARDED = _SAMPLING | {
+    "max_completion_tokens",
+    "messages",
+    "model",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "response_format",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+}
+TEXT_FORWARDED = _SAMPLING | {"best_of", "echo", "model", "prompt", "suffix"}
+
+IGNORED = frozenset(
+    {
+        "metadata",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+"""OpenAI's hints to its own service: accepted, and of no meaning to an engine."""
+UNSUPPORTED = frozenset(
+    {"audio", "function_call", "functions", "modalities", "moderation", "web_search_options"}
+)
+"""OpenAI's fields that change the answer in a way that no engine here can: refused, not ignored."""
+
+
+def forwarded(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
+    """The fields that reach the engine; nulls are left out, as they mean the default.
+
+    Raises InvalidInput naming the first field that may not, its code `unsupported_parameter` for OpenAI's
+    own and `unknown_parameter` for all others.
+    """
+    for name, value in body.items():
+        if name in UNSUPPORTED:
+            if value is None:
+                continue
+            raise InvalidInput(
+                f"The parameter '{name}' is not supported.", param=name, code="unsupported_parameter"
+            )
+        if name not in allowed and name not in IGNORED:
+            raise InvalidInput(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    return {name: value for name, value in body.items() if name in allowed and value is not None}

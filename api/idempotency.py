@@ -1,0 +1,108 @@
+"""Creating POSTs that may be sent twice: the second time gets the first one's stored reply.
+
+The key, what the request creates and the stored reply are one transaction, so that no crash can leave a
+key without its reply. A request of this process that is still running refuses its double at once; one
+of another process makes it wait for the row.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api.context import Context, Ctx, Team
+from domain.errors import Conflict
+from registry import idempotency
+
+
+@dataclass(frozen=True)
+class Creation:
+    """One request that creates something, with or without an Idempotency-Key."""
+
+    context: Context
+    team_id: str
+    key: str | None
+    request_hash: str
+
+    def replay(self) -> Response | None:
+        """The stored reply of an earlier identical request; to ask before slow preparations.
+
+        Raises InvalidInput for a key that came with another request.
+        """
+        if self.key is None:
+            return None
+        with self.context.sessions() as session:
+            return self._begin(session)  # never committed: only looking
+
+    def run(self, work: Callable[[Session], BaseModel], *, status_code: int = 201) -> Response:
+        """Run `work` in one transaction and commit it together with its reply.
+
+        A repeated request gets the stored reply and `work` does not run. When `work` raises, nothing is
+        stored and the key is free again. Raises InvalidInput for a key that came with another request.
+        """
+        with self.context.sessions.begin() as session:
+            stored = self._begin(session)
+            if stored is not None:
+                return stored
+            text = work(session).model_dump_json()
+            if self.key is not None:
+                idempotency.complete(session, self.team_id, self.key, status_code, text)
+        return _json(text, status_code)
+
+    def amend(self, reply: BaseModel, *, status_code: int = 201) -> Response:
+        """Replace the stored reply with one that tells what was only known after the commit."""
+        text = reply.model_dump_json()
+        if self.key is not None:
+            with self.context.sessions.begin() as session:
+                idempotency.complete(session, self.team_id, self.key, status_code, text)
+        return _json(text, status_code)
+
+    def _begin(self, session: Session) -> Response | None:
+        if self.key is None:
+            return None
+        stored = idempotency.begin(session, self.team_id, self.key, self.request_hash)
+        if stored is None:
+            return None
+        response = _json(stored.response, stored.status_code)
+        response.headers["idempotent-replayed"] = "true"
+        return response
+
+
+async def _creation(
+    request: Request,
+    context: Ctx,
+    team_id: Team,
+    key: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)] = None,
+) -> AsyncIterator[Creation]:
+    digest = hashlib.sha256()
+    for part in (request.method, request.url.path, request.url.query):
+        digest.update(part.encode() + b"\n")
+    digest.update(await request.body())
+    creation = Creation(context=context, team_id=team_id, key=key, request_hash=digest.hexdigest())
+    if key is None:
+        yield creation
+        return
+    # Touched by the event loop's thread only, hence no lock.
+    running = context.idempotency_keys_in_flight
+    if (team_id, key) in running:
+        raise Conflict(
+            "The first request with this key is still running.",
+            param="Idempotency-Key",
+            code="idempotency_in_flight",
+        )
+    running.add((team_id, key))
+    try:
+        yield creation
+    finally:
+        running.discard((team_id, key))
+
+
+Creating = Annotated[Creation, Depends(_creation, scope="function")]
+
+
+def _json(text: str, status_code: int) -> Response:
+    return Response(text, status_code, media_type="application/json")

@@ -1,0 +1,193 @@
+"""What the native routes answer with. Times are unix seconds, versions read `v3`, ids are prefixed."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, JsonValue
+
+from domain.demonstration import Message
+from domain.measurement import ItemScore, Verdict
+from domain.skill import Grader
+
+VersionName = str
+"""`v0`, `v1`, ..."""
+
+
+class AliasReply(BaseModel):
+    object: Literal["alias"] = "alias"
+    id: str
+    """The alias's name: it is unique within its assistant."""
+    assistant: str
+    alias: str
+    version: VersionName
+    revision: int
+    serving_version: VersionName | None
+    """The version that answers for this alias at the moment; null before the first one loaded."""
+    serving_error: str | None
+    """Why `version` could not be loaded."""
+    updated_at: int
+
+
+class AssistantReply(BaseModel):
+    id: str
+    object: Literal["assistant"] = "assistant"
+    name: str
+    base_model: str
+    parameter_count: int
+    context_window: int
+    champion: VersionName
+    aliases: dict[str, VersionName]
+    created_at: int
+
+
+class SkillReply(BaseModel):
+    id: str
+    object: Literal["skill"] = "skill"
+    assistant: str
+    name: str
+    description: str
+    grader: Grader
+    holdout_fraction: float
+    demonstrations: dict[str, int]
+    """Stored demonstrations by split: `train` and `holdout`."""
+    created_at: int
+
+
+class BatchReply(BaseModel):
+    id: str | None
+    """Null after a dry run: nothing was stored."""
+    object: Literal["batch"] = "batch"
+    skill: str
+    dry_run: bool
+    accepted: int
+    duplicates: int
+    train: int
+    holdout: int
+    created_at: int | None
+
+
+class DemonstrationReply(BaseModel):
+    id: str
+    object: Literal["demonstration"] = "demonstration"
+    skill: str
+    batch: str
+    split: Literal["train", "holdout"]
+    messages: list[Message]
+    response: str
+    context: str | None
+    answer: str
+    metadata: dict[str, JsonValue]
+    created_at: int
+
+
+class UpdateReply(BaseModel):
+    id: str
+    object: Literal["update"] = "update"
+    assistant: str
+    status: str
+    phase: str | None
+    skills: list[str]
+    recipe: dict[str, Any]
+    gate: dict[str, Any]
+    publish: Literal["auto", "hold"]
+    parent_version: VersionName | None
+    """The champion when the update was first claimed; null before that."""
+    version: VersionName | None
+    verdict: Verdict | None
+    error: dict[str, Any] | None
+    """{code, message, param} of a failed update."""
+    cancel_requested: bool
+    pause_requested: bool
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+class EventReply(BaseModel):
+    id: str
+    object: Literal["update.event"] = "update.event"
+    seq: int
+    """1, 2, 3 ... within the update."""
+    type: str
+    level: str
+    message: str
+    data: dict[str, Any]
+    created_at: int
+
+
+class MeasurementReply(BaseModel):
+    id: str
+    object: Literal["measurement"] = "measurement"
+    version: VersionName
+    kind: Literal["skill", "general"]
+    suite: str
+    score: float
+    n: int
+    low: float
+    high: float
+    """95% interval of the score."""
+    updated_at: int
+
+
+class MeasurementDetailReply(MeasurementReply):
+    items: list[ItemScore]
+
+
+class VersionReply(BaseModel):
+    id: str
+    object: Literal["version"] = "version"
+    assistant: str
+    version: VersionName
+    kind: Literal["base", "adapter", "full"]
+    parent: VersionName | None
+    update: str | None
+    aliases: list[str]
+    """Names that point at it now."""
+    manifest_sha256: str | None
+    verdict: Verdict | None
+    created_at: int
+
+
+class VersionDetailReply(VersionReply):
+    lineage: list[VersionName]
+    """From v0 to this version."""
+    recipe: dict[str, Any] | None
+    manifest: dict[str, Any] | None
+    measurements: list[MeasurementReply]
+
+
+class AliasMoveReply(BaseModel):
+    id: str
+    object: Literal["alias_move"] = "alias_move"
+    alias: str
+    from_version: VersionName | None
+    to_version: VersionName
+    revision: int
+    kind: str
+    """create | publish | promote | rollback."""
+    reason: str
+    actor: str
+    update: str | None
+    created_at: int
+
+
+class MovedReply(BaseModel):
+    """An alias after PUT or rollback."""
+
+    object: Literal["alias_move"] = "alias_move"
+    id: str
+    alias: str
+    from_version: VersionName | None
+    to_version: VersionName
+    revision: int
+    serving: bool
+    """Whether every request already gets `to_version`; if not, the swap goes on in the background."""
+
+
+class AuditReply(BaseModel):
+    id: str
+    object: Literal["audit_log"] = "audit_log"
+    actor: str
+    action: str
+    object_id: str
+    data: dict[str, Any]
+    created_at: int

@@ -1,0 +1,188 @@
+"""Measurements of an assistant's versions: one by one, as a matrix, and as forgetting metrics."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api.context import Reading, Team
+from api.lists import ListOf, Paging, listing
+from api.replies import MeasurementDetailReply, MeasurementReply
+from api.routes.versions import measurement_reply
+from domain.errors import InvalidInput, NotFound
+from domain.measurement import Outcome
+from domain.version import CHAMPION
+from evaluation import forgetting
+from registry import aliases, assistants, measurements, updates, versions
+from registry.overview import newest_versions
+from registry.tables import Assistant, MeasurementRow, Version
+
+router = APIRouter(tags=["measurements"])
+
+
+class Cell(BaseModel):
+    score: float
+    n: int
+    low: float
+    high: float
+
+
+class MatrixVersion(BaseModel):
+    version: str
+    parent: str | None
+    taught: list[str]
+    """Skills that its own update taught."""
+    outcome: Outcome | None
+    """The gate's; null for v0."""
+    champion: bool
+    created_at: int
+
+
+class Matrix(BaseModel):
+    object: str = "matrix"
+    assistant: str
+    skills: list[str]
+    versions: list[MatrixVersion]
+    scores: dict[str, dict[str, Cell | None]]
+    """By skill, then version; null where unmeasured."""
+    general: dict[str, dict[str, Cell | None]]
+    """By general benchmark, then version."""
+
+
+class Forgetting(forgetting.ForgettingSummary):
+    object: str = "forgetting"
+    assistant: str
+    version: str
+    lineage: list[str]
+    learned: dict[str, str]
+    """By skill: the version of the lineage that first learned it."""
+
+
+@router.get("/v1/assistants/{assistant}/evaluations")
+def list_evaluations(
+    assistant: str,
+    session: Reading,
+    team_id: Team,
+    paging: Annotated[Paging, Depends()],
+    version: Annotated[str | None, Query(max_length=64)] = None,
+) -> ListOf[MeasurementReply]:
+    """By version number; of one version only when `version` is given."""
+    owner = assistants.get_assistant(session, team_id, assistant)
+    found = [measurement_reply(of, row) for of, row in _measured(session, owner, version)]
+    start = 0
+    if paging.after is not None:
+        ids = [one.id for one in found]
+        if paging.after not in ids:
+            raise InvalidInput(f"No '{paging.after}' in this list.", param="after")
+        start = ids.index(paging.after) + 1
+    shown = found[start : start + paging.limit]
+    return listing(shown, has_more=start + len(shown) < len(found))
+
+
+@router.get("/v1/assistants/{assistant}/evaluations/{measurement}")
+def get_evaluation(
+    assistant: str, measurement: str, session: Reading, team_id: Team
+) -> MeasurementDetailReply:
+    """One measurement with every item's output."""
+    owner = assistants.get_assistant(session, team_id, assistant)
+    for version, row in _measured(session, owner, None):
+        if row.id == measurement:
+            items = measurements.items_of(session, row)
+            return MeasurementDetailReply(**measurement_reply(version, row).model_dump(), items=items)
+    raise NotFound(f"'{owner.name}' has no measurement '{measurement}'.", param="measurement")
+
+
+@router.get("/v1/assistants/{assistant}/matrix")
+def get_matrix(assistant: str, session: Reading, team_id: Team) -> Matrix:
+    owner = assistants.get_assistant(session, team_id, assistant)
+    rows = newest_versions(session, owner, limit=None)
+    numbers = {row.id: row.number for row in rows}
+    champion = aliases.get_alias(session, owner, CHAMPION).version_id
+    shown = [
+        MatrixVersion(
+            version=f"v{row.number}",
+            parent=None if row.parent_id is None else f"v{numbers[row.parent_id]}",
+            taught=_taught(session, team_id, row),
+            outcome=None if row.verdict is None else row.verdict["outcome"],
+            champion=row.id == champion,
+            created_at=int(row.created_at),
+        )
+        for row in rows
+    ]
+    cells: dict[str, dict[str, dict[str, Cell]]] = {"skill": {}, "general": {}}
+    for one in measurements.matrix(session, owner):
+        cell = Cell(score=one.score, n=one.n, low=one.low, high=one.high)
+        cells[one.kind].setdefault(one.suite, {})[f"v{one.version}"] = cell
+    skills = _all_skills(session, owner)
+    names = [one.version for one in shown]
+    return Matrix(
+        assistant=owner.name,
+        skills=skills,
+        versions=shown,
+        scores={skill: _row(cells["skill"].get(skill, {}), names) for skill in skills},
+        general={suite: _row(found, names) for suite, found in cells["general"].items()},
+    )
+
+
+@router.get("/v1/assistants/{assistant}/forgetting")
+def get_forgetting(
+    assistant: str,
+    session: Reading,
+    team_id: Team,
+    version: Annotated[str | None, Query(max_length=64)] = None,
+) -> Forgetting:
+    """Along the parents of `version` (default: the champion), from v0."""
+    owner = assistants.get_assistant(session, team_id, assistant)
+    wanted = aliases.get_alias(session, owner, CHAMPION).version_id if version is None else version
+    end = versions.get_version(session, owner, wanted)
+    line = versions.lineage(session, end)
+    position = {row.number: at for at, row in enumerate(line)}
+    scores: list[dict[str, float | None]] = [{} for _ in line]
+    general: list[dict[str, float | None]] = [{} for _ in line]
+    for one in measurements.matrix(session, owner):
+        if one.version in position:
+            target = scores if one.kind == "skill" else general
+            target[position[one.version]][one.suite] = one.score
+    learned: dict[str, int] = {}
+    for at, row in enumerate(line):
+        for skill in _taught(session, team_id, row):
+            learned.setdefault(skill, at)
+    return Forgetting(
+        **forgetting.summarise(scores, learned, general).model_dump(),
+        assistant=owner.name,
+        version=f"v{end.number}",
+        lineage=[f"v{row.number}" for row in line],
+        learned={skill: f"v{line[at].number}" for skill, at in learned.items()},
+    )
+
+
+def _measured(
+    session: Session, assistant: Assistant, version: str | None
+) -> list[tuple[Version, MeasurementRow]]:
+    if version is None:
+        rows = newest_versions(session, assistant, limit=None)
+    else:
+        rows = [versions.get_version(session, assistant, version)]
+    return [(row, one) for row in rows for one in measurements.list_measurements(session, row)]
+
+
+def _all_skills(session: Session, assistant: Assistant) -> list[str]:
+    names: list[str] = []
+    after: str | None = None
+    while True:
+        page = assistants.list_skills(session, assistant, after, 100)
+        names += [skill.name for skill in page.rows]
+        if not page.has_more:
+            return names
+        after = page.rows[-1].id
+
+
+def _taught(session: Session, team_id: str, version: Version) -> list[str]:
+    if version.update_id is None:
+        return []
+    return list(updates.get_update(session, team_id, version.update_id).skills)
+
+
+def _row(measured: dict[str, Cell], versions: list[str]) -> dict[str, Any]:
+    return {version: measured.get(version) for version in versions}

@@ -1,0 +1,186 @@
+"""Versions: what updates made, with measurements, verdict, recipe and lineage, and how two compare."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from api.context import Reading, Team
+from api.lists import ListOf, Paging, listing
+from api.replies import MeasurementReply, VersionDetailReply, VersionReply
+from api.routes.assistants import VersionNames
+from domain.measurement import ItemScore, SuiteKind
+from evaluation.statistics import cautious_difference, mcnemar_exact
+from registry import aliases, assistants, measurements, versions
+from registry.tables import Assistant, MeasurementRow, Version
+
+router = APIRouter(tags=["versions"])
+
+MOST_CHANGED = 50
+
+
+class ChangedItem(BaseModel):
+    """An item that the two versions score differently."""
+
+    item: str
+    prompt: str
+    expected: str
+    from_output: str
+    to_output: str
+    from_score: float
+    to_score: float
+
+
+class SuiteComparison(BaseModel):
+    """One suite; figures of the change are over the items that both versions were measured on."""
+
+    kind: SuiteKind
+    suite: str
+    from_score: float | None
+    to_score: float | None
+    paired_items: int
+    change: float | None
+    """Mean of to - from over the paired items; null without any."""
+    low: float | None
+    high: float | None
+    """95% interval of `change`."""
+    gained: int
+    lost: int
+    p_value: float | None
+    """Two-sided exact McNemar test; null where scores are not just 0 and 1."""
+    changed: list[ChangedItem]
+    """The first 50, losses first."""
+
+
+class Comparison(BaseModel):
+    object: str = "comparison"
+    from_version: str
+    to_version: str
+    suites: list[SuiteComparison]
+
+
+@router.get("/v1/assistants/{assistant}/versions")
+def list_versions(
+    assistant: str, session: Reading, team_id: Team, paging: Annotated[Paging, Depends()]
+) -> ListOf[VersionReply]:
+    owner = assistants.get_assistant(session, team_id, assistant)
+    page = versions.list_versions(session, owner, paging.after, paging.limit)
+    return listing([_version_reply(session, owner, row) for row in page.rows], has_more=page.has_more)
+
+
+@router.get("/v1/assistants/{assistant}/versions/{version}")
+def get_version(assistant: str, version: str, session: Reading, team_id: Team) -> VersionDetailReply:
+    """`version` is `v3` or an id."""
+    owner = assistants.get_assistant(session, team_id, assistant)
+    row = versions.get_version(session, owner, version)
+    measured = [measurement_reply(row, one) for one in measurements.list_measurements(session, row)]
+    return VersionDetailReply(
+        **_version_reply(session, owner, row).model_dump(),
+        lineage=[f"v{ancestor.number}" for ancestor in versions.lineage(session, row)],
+        recipe=row.recipe,
+        manifest=row.manifest,
+        measurements=measured,
+    )
+
+
+@router.get("/v1/assistants/{assistant}/versions/{version}/compare")
+def compare_versions(
+    assistant: str,
+    version: str,
+    to: Annotated[str, Query(max_length=64)],
+    session: Reading,
+    team_id: Team,
+) -> Comparison:
+    """How the version `to` differs from `version`, suite by suite, on identical items."""
+    owner = assistants.get_assistant(session, team_id, assistant)
+    old = versions.get_version(session, owner, version)
+    new = versions.get_version(session, owner, to)
+    before = {(row.kind, row.suite): row for row in measurements.list_measurements(session, old)}
+    after = {(row.kind, row.suite): row for row in measurements.list_measurements(session, new)}
+    return Comparison(
+        from_version=f"v{old.number}",
+        to_version=f"v{new.number}",
+        # Skills before general benchmarks, each by name.
+        suites=[
+            _compare(session, key, before.get(key), after.get(key))
+            for key in sorted({*before, *after}, key=lambda key: (key[0] != "skill", key[1]))
+        ],
+    )
+
+
+def measurement_reply(version: Version, row: MeasurementRow) -> MeasurementReply:
+    return MeasurementReply(
+        id=row.id,
+        version=f"v{version.number}",
+        kind=_kind(row.kind),
+        suite=row.suite,
+        score=row.score,
+        n=row.n,
+        low=row.low,
+        high=row.high,
+        updated_at=int(row.updated_at),
+    )
+
+
+def _version_reply(session: Session, assistant: Assistant, version: Version) -> VersionReply:
+    pointers = aliases.list_aliases(session, assistant)
+    return VersionReply(
+        id=version.id,
+        assistant=assistant.name,
+        version=f"v{version.number}",
+        kind=version.kind,
+        parent=VersionNames(session, assistant).maybe(version.parent_id),
+        update=version.update_id,
+        aliases=[alias.name for alias in pointers if alias.version_id == version.id],
+        manifest_sha256=version.manifest_sha256,
+        verdict=version.verdict,
+        created_at=int(version.created_at),
+    )
+
+
+def _compare(
+    session: Session, key: tuple[str, str], old: MeasurementRow | None, new: MeasurementRow | None
+) -> SuiteComparison:
+    before = {} if old is None else {one.item: one for one in measurements.items_of(session, old)}
+    after = {} if new is None else {one.item: one for one in measurements.items_of(session, new)}
+    pairs = [(before[item], after[item]) for item in sorted(before.keys() & after.keys())]
+    differences = [now.score - then.score for then, now in pairs]
+    change = cautious_difference(differences) if differences else None
+    gained, lost = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
+    right_or_wrong = all(score in (0.0, 1.0) for pair in pairs for score in (pair[0].score, pair[1].score))
+    return SuiteComparison(
+        kind=_kind(key[0]),
+        suite=key[1],
+        from_score=None if old is None else old.score,
+        to_score=None if new is None else new.score,
+        paired_items=len(pairs),
+        change=None if change is None else change.mean,
+        low=None if change is None else change.low,
+        high=None if change is None else change.high,
+        gained=gained,
+        lost=lost,
+        p_value=mcnemar_exact(lost, gained).two_sided if pairs and right_or_wrong else None,
+        changed=_changed(pairs),
+    )
+
+
+def _changed(pairs: list[tuple[ItemScore, ItemScore]]) -> list[ChangedItem]:
+    found = [pair for pair in pairs if pair[0].score != pair[1].score]
+    found.sort(key=lambda pair: pair[1].score - pair[0].score)
+    return [
+        ChangedItem(
+            item=now.item,
+            prompt=now.prompt,
+            expected=now.expected,
+            from_output=then.output,
+            to_output=now.output,
+            from_score=then.score,
+            to_score=now.score,
+        )
+        for then, now in found[:MOST_CHANGED]
+    ]
+
+
+def _kind(text: str) -> SuiteKind:
+    return "skill" if text == "skill" else "general"
