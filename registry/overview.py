@@ -8,8 +8,10 @@ from sqlalchemy.orm import Session
 
 from domain.version import CHAMPION
 from registry.demonstrations import is_untaught
+from registry.paging import Page
 from registry.tables import (
     Alias,
+    AliasMove,
     Assistant,
     DemonstrationRow,
     Event,
@@ -58,7 +60,9 @@ def overviews(session: Session, assistants: Sequence[Assistant]) -> list[Assista
             select(Skill.assistant_id, func.count())
             .where(Skill.assistant_id.in_(ids))
             .group_by(Skill.assistant_id)
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     newest = select(func.max(Update.seq)).where(Update.assistant_id.in_(ids)).group_by(Update.assistant_id)
     updates = {
@@ -107,7 +111,9 @@ def skill_overviews(session: Session, assistant: Assistant) -> list[SkillOvervie
             select(DemonstrationRow.skill_id, func.count())
             .where(is_untaught(assistant))
             .group_by(DemonstrationRow.skill_id)
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     skills = select(Skill).where(Skill.assistant_id == assistant.id).order_by(Skill.created_at, Skill.id)
     return [
@@ -127,12 +133,17 @@ def count_demonstrations(session: Session, update: Update) -> int:
     return session.execute(rows).scalar_one()
 
 
-def newest_events(session: Session, update: Update, *, limit: int, type: str | None = None) -> list[Event]:
-    """The newest `limit` events of an update, newest last."""
-    events = select(Event).where(Event.update_id == update.id)
-    if type is not None:
-        events = events.where(Event.type == type)
+def newest_steps(session: Session, update: Update, *, limit: int) -> list[Event]:
+    """The newest `limit` metrics events of an update, newest last."""
+    events = select(Event).where(Event.update_id == update.id, Event.type == "metrics")
     return list(reversed(session.scalars(events.order_by(Event.seq.desc()).limit(limit)).all()))
+
+
+def newest_messages(session: Session, update: Update, *, limit: int) -> Page[Event]:
+    """The newest `limit` events other than metrics, newest first."""
+    events = select(Event).where(Event.update_id == update.id, Event.type != "metrics")
+    rows = list(session.scalars(events.order_by(Event.seq.desc()).limit(limit + 1)))
+    return Page(rows[:limit], has_more=len(rows) > limit)
 
 
 def newest_versions(session: Session, assistant: Assistant, *, limit: int | None) -> list[Version]:
@@ -147,3 +158,10 @@ def newest_updates(session: Session, assistant: Assistant, *, limit: int) -> lis
     """The newest `limit` updates, newest first."""
     updates = select(Update).where(Update.assistant_id == assistant.id).order_by(Update.seq.desc())
     return list(session.scalars(updates.limit(limit)))
+
+
+def newest_moves(session: Session, assistant: Assistant, *, limit: int) -> list[AliasMove]:
+    """The newest `limit` moves of all aliases of the assistant, newest first."""
+    moves = select(AliasMove).where(AliasMove.assistant_id == assistant.id)
+    newest = moves.order_by(AliasMove.created_at.desc(), AliasMove.revision.desc(), AliasMove.id)
+    return list(session.scalars(newest.limit(limit)))

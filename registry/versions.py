@@ -182,7 +182,9 @@ def _hold(session: Session, update: Update, champion_id: str, verdict: Verdict) 
             select(Version.id, Version.number).where(
                 or_(Version.id == champion_id, Version.id == update.parent_version_id)
             )
-        ).tuples()
+        )
+        .tuples()
+        .all()
     )
     reason = (
         f"measured against v{numbers[update.parent_version_id or '']}, "

@@ -1,0 +1,66 @@
+"""What was learned and what was forgotten along the champion's lineage, as four figures."""
+
+from collections.abc import Sequence
+
+from api.dashboard.contexts import Tile, Tone
+from api.dashboard.text import percent, points
+from evaluation.forgetting import ForgettingSummary, summarise
+from registry.measurements import MatrixRow
+from registry.tables import Version
+
+GONE = 0.005
+"""A smaller loss shows as none."""
+
+
+def retention_tiles(lineage: Sequence[Version], measured: Sequence[MatrixRow]) -> list[Tile]:
+    """`lineage` leads from v0 to the version asked about."""
+    summary = summarise_lineage([version.number for version in lineage], measured)
+    return [
+        Tile(
+            "Average accuracy",
+            None if summary.acc is None else percent(summary.acc),
+            "plain",
+            "over learned skills" if summary.skills else "no skill learned yet",
+        ),
+        _change("Backward transfer", summary.bwt, "since each skill was learned"),
+        _loss("Worst forgetting", summary.forgetting_worst, _worst_skill(summary)),
+        _loss("General drop", summary.general_drop_mean, "mean over benchmarks, against v0"),
+    ]
+
+
+def summarise_lineage(lineage: Sequence[int], measured: Sequence[MatrixRow]) -> ForgettingSummary:
+    """`lineage` are version numbers from v0 on."""
+    position = {number: index for index, number in enumerate(lineage)}
+    scores: list[dict[str, float | None]] = [{} for _ in lineage]
+    general: list[dict[str, float | None]] = [{} for _ in lineage]
+    learned: dict[str, int] = {}
+    for row in measured:
+        if row.version not in position:
+            continue
+        at = position[row.version]
+        (scores if row.kind == "skill" else general)[at][row.suite] = row.score
+        for skill in row.taught:
+            learned[skill] = min(at, learned.get(skill, at))
+    return summarise(scores, learned, general)
+
+
+def _worst_skill(summary: ForgettingSummary) -> str:
+    worst = summary.forgetting_worst
+    if worst is None or worst < GONE:
+        return "best earlier score minus now"
+    return next(name for name, skill in summary.skills.items() if skill.forgetting == worst)
+
+
+def _change(label: str, value: float | None, note: str) -> Tile:
+    if value is None:
+        return Tile(label, None, "plain", "needs two updates that were measured")
+    tone: Tone = "bad" if value <= -0.1 else "good" if value >= GONE else "plain"
+    return Tile(label, points(value), tone, note)
+
+
+def _loss(label: str, value: float | None, note: str) -> Tile:
+    """A loss is shown as what it did to the score: a drop of 0.02 reads -2.0 pt."""
+    if value is None:
+        return Tile(label, None, "plain", "not measured on both")
+    tone: Tone = "bad" if value >= 0.1 else "warn" if value >= 0.02 else "good"
+    return Tile(label, points(-value), tone, note)
