@@ -9,6 +9,7 @@ from api.dashboard.retention_view import retention_tiles
 from api.dashboard.serving_view import serving
 from api.dashboard.text import moment, parameters
 from domain.version import CHAMPION
+from evaluation.forgetting import ForgettingSummary
 from registry.measurements import MatrixRow
 from registry.overview import AssistantOverview, SkillOverview
 from registry.tables import AliasMove, Version
@@ -22,7 +23,7 @@ def assistant_page(
     *,
     skills: Sequence[SkillOverview],
     versions: Sequence[Version],
-    lineage: Sequence[Version],
+    retained: ForgettingSummary,
     measured: Sequence[MatrixRow],
     moves: Sequence[AliasMove],
     cards: list[UpdateCard],
@@ -32,8 +33,8 @@ def assistant_page(
     api_url: str,
     now: float,
 ) -> AssistantPage:
-    """`versions` are all of the assistant's, by number; `lineage` leads from v0 to the champion;
-    `moves` are newest first; `moved` is the revision of the move that the visitor has just made."""
+    """`versions` are all of the assistant's, by number; `retained` is the champion's; `moves` are newest
+    first; `moved` is the revision of the move that the visitor has just made."""
     assistant = overview.assistant
     numbers = {version.id: version.number for version in versions}
     rows = [
@@ -61,7 +62,7 @@ def assistant_page(
             champion_id=overview.wanted.id,
             everything=every_version,
         ),
-        tiles=retention_tiles(lineage, measured),
+        tiles=retention_tiles(retained),
         skills=[_skill_row(one) for one in skills],
         moves=rows,
         updates=cards,

@@ -20,6 +20,7 @@ from api.dashboard.serving_view import assistants_page
 from api.dashboard.update_view import step_lines, update_card, update_page
 from api.dashboard.version_view import version_page
 from api.errors import status_of
+from api.retention import retention
 from api.rollback import await_serving, plan_rollback
 from domain.errors import Conflict, CorruptArtifact, NotFound, RatchetError
 from domain.version import CHAMPION
@@ -98,7 +99,7 @@ def show_assistant(
             seen,
             skills=overview.skill_overviews(session, assistant),
             versions=all_versions,
-            lineage=versions.lineage(session, seen.wanted),
+            retained=retention(session, assistant, seen.wanted).summary,
             measured=measurements.matrix(session, assistant),
             moves=overview.newest_moves(session, assistant, limit=NEWEST_MOVES),
             cards=[

@@ -1,20 +1,14 @@
 """What was learned and what was forgotten along the champion's lineage, as four figures."""
 
-from collections.abc import Sequence
-
 from api.dashboard.contexts import Tile, Tone
 from api.dashboard.text import percent, points
-from evaluation.forgetting import ForgettingSummary, summarise
-from registry.measurements import MatrixRow
-from registry.tables import Version
+from evaluation.forgetting import ForgettingSummary
 
 GONE = 0.005
 """A smaller loss shows as none."""
 
 
-def retention_tiles(lineage: Sequence[Version], measured: Sequence[MatrixRow]) -> list[Tile]:
-    """`lineage` leads from v0 to the version asked about."""
-    summary = summarise_lineage([version.number for version in lineage], measured)
+def retention_tiles(summary: ForgettingSummary) -> list[Tile]:
     return [
         Tile(
             "Average accuracy",
@@ -26,22 +20,6 @@ def retention_tiles(lineage: Sequence[Version], measured: Sequence[MatrixRow]) -
         _loss("Worst forgetting", summary.forgetting_worst, _worst_skill(summary)),
         _loss("General drop", summary.general_drop_mean, "mean over benchmarks, against v0"),
     ]
-
-
-def summarise_lineage(lineage: Sequence[int], measured: Sequence[MatrixRow]) -> ForgettingSummary:
-    """`lineage` are version numbers from v0 on."""
-    position = {number: index for index, number in enumerate(lineage)}
-    scores: list[dict[str, float | None]] = [{} for _ in lineage]
-    general: list[dict[str, float | None]] = [{} for _ in lineage]
-    learned: dict[str, int] = {}
-    for row in measured:
-        if row.version not in position:
-            continue
-        at = position[row.version]
-        (scores if row.kind == "skill" else general)[at][row.suite] = row.score
-        for skill in row.taught:
-            learned[skill] = min(at, learned.get(skill, at))
-    return summarise(scores, learned, general)
 
 
 def _worst_skill(summary: ForgettingSummary) -> str:

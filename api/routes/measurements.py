@@ -9,13 +9,14 @@ from sqlalchemy.orm import Session
 from api.context import Reading, Team
 from api.lists import ListOf, Paging, listing
 from api.replies import MeasurementDetailReply, MeasurementReply
+from api.retention import retention
 from api.routes.versions import measurement_reply
 from domain.errors import InvalidInput, NotFound
 from domain.measurement import Outcome
 from domain.version import CHAMPION
 from evaluation import forgetting
-from registry import aliases, assistants, measurements, updates, versions
-from registry.overview import newest_versions
+from registry import aliases, assistants, measurements, versions
+from registry.overview import newest_versions, taught_skills
 from registry.tables import Assistant, MeasurementRow, Version
 
 router = APIRouter(tags=["measurements"])
@@ -98,12 +99,13 @@ def get_matrix(assistant: str, session: Reading, team_id: Team) -> Matrix:
     owner = assistants.get_assistant(session, team_id, assistant)
     rows = newest_versions(session, owner, limit=None)
     numbers = {row.id: row.number for row in rows}
+    taught = taught_skills(session, rows)
     champion = aliases.get_alias(session, owner, CHAMPION).version_id
     shown = [
         MatrixVersion(
             version=f"v{row.number}",
             parent=None if row.parent_id is None else f"v{numbers[row.parent_id]}",
-            taught=_taught(session, team_id, row),
+            taught=taught.get(row.id, []),
             outcome=None if row.verdict is None else row.verdict["outcome"],
             champion=row.id == champion,
             created_at=int(row.created_at),
@@ -136,24 +138,13 @@ def get_forgetting(
     owner = assistants.get_assistant(session, team_id, assistant)
     wanted = aliases.get_alias(session, owner, CHAMPION).version_id if version is None else version
     end = versions.get_version(session, owner, wanted)
-    line = versions.lineage(session, end)
-    position = {row.number: at for at, row in enumerate(line)}
-    scores: list[dict[str, float | None]] = [{} for _ in line]
-    general: list[dict[str, float | None]] = [{} for _ in line]
-    for one in measurements.matrix(session, owner):
-        if one.version in position:
-            target = scores if one.kind == "skill" else general
-            target[position[one.version]][one.suite] = one.score
-    learned: dict[str, int] = {}
-    for at, row in enumerate(line):
-        for skill in _taught(session, team_id, row):
-            learned.setdefault(skill, at)
+    found = retention(session, owner, end)
     return Forgetting(
-        **forgetting.summarise(scores, learned, general).model_dump(),
+        **found.summary.model_dump(),
         assistant=owner.name,
         version=f"v{end.number}",
-        lineage=[f"v{row.number}" for row in line],
-        learned={skill: f"v{line[at].number}" for skill, at in learned.items()},
+        lineage=[f"v{row.number}" for row in found.lineage],
+        learned={skill: f"v{row.number}" for skill, row in found.learned.items()},
     )
 
 
@@ -176,12 +167,6 @@ def _all_skills(session: Session, assistant: Assistant) -> list[str]:
         if not page.has_more:
             return names
         after = page.rows[-1].id
-
-
-def _taught(session: Session, team_id: str, version: Version) -> list[str]:
-    if version.update_id is None:
-        return []
-    return list(updates.get_update(session, team_id, version.update_id).skills)
 
 
 def _row(measured: dict[str, Cell], versions: list[str]) -> dict[str, Any]:
