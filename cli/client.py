@@ -15,7 +15,8 @@ from cli.errors import CliError
 
 DEFAULT_PORT = 8400
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
-FINISHED = frozenset({"succeeded", "failed", "cancelled"})
+NO_MORE_EVENTS = 204
+"""Reply to a client that reconnects after an update's last event."""
 TIMEOUT = httpx.Timeout(120, connect=5)
 STREAM_TIMEOUT = httpx.Timeout(60, connect=5)
 """The API sends a comment line at least every 15 s on a quiet event stream."""
@@ -29,7 +30,7 @@ class ApiError(CliError):
     """An error that the API reported, in its own words."""
 
     def __init__(self, status: int, message: str, param: str | None, code: str | None) -> None:
-        field = f" (field: {param})" if param else ""
+        field = f" (field: {param})" if param and param not in message else ""
         super().__init__(f"{message}{field}")
         self.status = status
         self.param = param
@@ -130,24 +131,24 @@ class Client:
         return Reply(text, version)
 
     def follow(self, update_id: str) -> Iterator[Json]:
-        """Events of an update until it is finished or paused; survives a lost connection."""
+        """Events of an update until it has ended; survives lost connections."""
         last, lost = "", 0
         while True:
             headers = {"last-event-id": last} if last else {}
             try:
                 with self._open("GET", f"/v1/updates/{update_id}/events", headers=headers) as response:
+                    if response.status_code == NO_MORE_EVENTS:
+                        return
                     for event in parse_events(response.iter_lines()):
-                        last = event.id or last
+                        if event.name == "done":
+                            return
+                        last, lost = event.id or last, 0
                         yield json.loads(event.data)
             except ConnectionLost:
-                lost += 1
                 if lost >= RECONNECTS:
                     raise
-                time.sleep(RECONNECT_SECONDS)
-                continue
-            lost = 0
-            if self.get(f"/v1/updates/{update_id}")["status"] in FINISHED | {"paused"}:
-                return
+            lost += 1
+            time.sleep(RECONNECT_SECONDS)
 
     def _json(self, method: str, path: str, **options: Any) -> Json:
         value: Json = self._send(method, path, **options).json()
@@ -198,21 +199,24 @@ class Client:
 
 @dataclass(frozen=True)
 class ServerEvent:
+    name: str
     id: str
     data: str
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
     """Server-sent events with data, from the lines of their stream; comments are skipped."""
-    event_id, data = "", list[str]()
+    name, event_id, data = "", "", list[str]()
     for line in lines:
-        if line.startswith("id:"):
+        if line.startswith("event:"):
+            name = line[6:].strip()
+        elif line.startswith("id:"):
             event_id = line[3:].strip()
         elif line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
-            yield ServerEvent(event_id, "\n".join(data))
-            data = []
+            yield ServerEvent(name, event_id, "\n".join(data))
+            name, data = "", []
 
 
 def page_end(found: list[Json]) -> str | None:

@@ -2,14 +2,11 @@
 
 import json
 import secrets
-import threading
 import time
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
 
@@ -32,6 +29,7 @@ EVAL_THREADS = 4
 SERVED_SECONDS = 30.0
 """How long the earlier version may take to answer after a rollback."""
 POLL_SECONDS = 0.2
+START_SECONDS = 1800.0
 
 
 def demo(
@@ -95,20 +93,28 @@ class Demo:
         client.post("/v1/assistants", {"name": self._name, "base_model": base_model})
         report.assistant, report.url = self._name, client.url
         probes = self._probes(skills)
+        self._await_serving()
         chat = BackgroundChat(client, self._name)
         try:
             with chat:
-                self._observe("base", probes)
+                self._observe("base", "v0", probes)
                 for number, skill in enumerate(skills, start=1):
-                    self._teach(skill, f"update {number}/{len(skills)} {skill.name}", number)
-                    self._observe(f"after_{number}", probes)
-                self._roll_back()
-                self._observe("after_rollback", probes)
+                    version = self._teach(skill, f"update {number}/{len(skills)} {skill.name}", number)
+                    self._observe(f"after_{number}", version, probes)
+                self._observe("after_rollback", self._roll_back(), probes)
         finally:
             report.note_chat(chat)
-            report.matrix = client.get(f"{self._path}/matrix")
 
-    def _teach(self, skill: SkillFile, label: str, number: int) -> None:
+    def _await_serving(self) -> None:
+        """A base model that is new to the stack gets an engine first, which may take minutes."""
+        deadline = time.monotonic() + START_SECONDS
+        while self._client.get(f"{self._path}/aliases/champion")["serving_version"] is None:
+            if time.monotonic() > deadline:
+                raise CliError(f"{self._name} is not served after {START_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+    def _teach(self, skill: SkillFile, label: str, number: int) -> str:
+        """The version that it made. Raises CliError unless that version serves."""
         client = self._client
         body: Json = {"name": skill.name, "description": skill.description}
         client.post(f"{self._path}/skills", body | {"grader": GRADER.dump_python(skill.grader, mode="json")})
@@ -116,28 +122,36 @@ class Demo:
         err.print(f"{label}: {pushed['accepted']} demonstrations, {pushed['holdout']} of them held out")
         update = client.post(f"{self._path}/updates", {"skills": [skill.name]})
         progress = ProgressLine(label)
-        with SwapWatch(client, f"{self._path}/aliases/champion") as watch:
-            progress.follow(watch.passing(client.follow(update["id"])))
+        progress.follow(client.follow(update["id"]))
         update = client.get(f"/v1/updates/{update['id']}")
-        self._report.stage_seconds[f"update {number}"] = progress.stage_seconds()
+        self._report.stage_seconds[f"update {number}"] = progress.stage_seconds
+        self._report.matrix = client.get(f"{self._path}/matrix")
         require_passed(update)
-        self._report.swaps.append({"version": update["version"], "seconds": watch.seconds(update["version"])})
+        if progress.swap_seconds is None:
+            raise CliError(f"{update['version']} passed its gate, but does not serve")
+        self._report.swaps.append({"version": update["version"], "seconds": progress.swap_seconds})
+        return str(update["version"])
 
-    def _observe(self, moment: str, probes: list[tuple[str, Demonstration]]) -> None:
-        """What the served assistant answers now, and its score on every file to measure."""
+    def _observe(self, moment: str, version: str, probes: list[tuple[str, Demonstration]]) -> None:
+        """What the served assistant answers now, and its score on every file to measure.
+
+        Raises CliError when another version than `version` answers.
+        """
         report = self._report
+        report.moments[moment] = version
         for name, item in probes:
             reply = self._client.chat(self._name, conversation(item), max_tokens=48)
+            require_version(reply.version, version)
             answer = Answer(name, item.messages[-1].content, item.response, moment, reply.version, reply.text)
             report.answers.append(answer)
-            report.moments[moment] = reply.version or ""
         for chosen in self._evals:
-            score = measure(self._client, self._name, chosen, report.moments[moment])
+            score = measure(self._client, self._name, chosen, version)
             report.evals.setdefault(chosen.name, {})[moment] = score
             report.eval_rows[chosen.name] = len(chosen.demonstrations)
             err.print(f"{moment.replace('_', ' ')}: {chosen.name} {score:.3f}")
 
-    def _roll_back(self) -> None:
+    def _roll_back(self) -> str:
+        """The version that answers again. Raises CliError when it does not."""
         started = time.monotonic()
         moved = self._client.post(f"{self._path}/rollback", {"reason": "end of the demo"})
         while True:
@@ -154,65 +168,12 @@ class Demo:
             "to_version": moved["to_version"],
             "seconds": round(seconds, 3),
         }
+        return str(moved["to_version"])
 
     def _probes(self, skills: list[SkillFile]) -> list[tuple[str, Demonstration]]:
         """One prompt of each skill, from its file to measure when there is one."""
         held_out = {chosen.name: chosen.demonstrations[0] for chosen in self._evals}
         return [(skill.name, held_out.get(skill.name, skill.demonstrations[-1])) for skill in skills]
-
-
-class SwapWatch:
-    """Times swaps: from the alias pointing at a version until that version answers.
-
-    It looks often, so it begins only when an update's training is over.
-    """
-
-    def __init__(self, client: Client, alias_path: str) -> None:
-        self._client = client
-        self._path = alias_path
-        self._pointed: dict[str, float] = {}
-        self._serving: dict[str, float] = {}
-        self._trained = threading.Event()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="swap-watch", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._trained.set()
-        self._thread.join()
-        if kind is None:
-            self._look()
-
-    def passing(self, events: Iterable[Json]) -> Iterator[Json]:
-        """The same events, watched for the end of training."""
-        for event in events:
-            if event["type"] == "phase" and event["data"]["phase"] == "evaluating":
-                self._trained.set()
-            yield event
-
-    def seconds(self, version: str) -> float:
-        """Within POLL_SECONDS. Raises CliError when the version was not seen serving."""
-        if version not in self._serving:
-            raise CliError(f"the update ended, but {version} does not serve")
-        return round(self._serving[version] - self._pointed[version], 2)
-
-    def _run(self) -> None:
-        self._trained.wait()
-        while not self._ended.wait(POLL_SECONDS):
-            with suppress(CliError):  # one look less; the last one, on leaving, must succeed
-                self._look()
-
-    def _look(self) -> None:
-        alias, now = self._client.get(self._path), time.monotonic()
-        self._pointed.setdefault(alias["version"], now)
-        if alias["serving_version"] == alias["version"]:
-            self._serving.setdefault(alias["version"], now)
 
 
 def measure(client: Client, model: str, chosen: SkillFile, version: str) -> float:
@@ -223,13 +184,17 @@ def measure(client: Client, model: str, chosen: SkillFile, version: str) -> floa
 
     def score(item: Demonstration) -> float:
         reply = client.chat(model, conversation(item), max_tokens=chosen.max_tokens)
-        if reply.version != version:
-            raise CliError(f"{reply.version} answered while {version} was measured")
+        require_version(reply.version, version)
         return grade(chosen.grader, reply.text, item.answer)
 
     with ThreadPoolExecutor(EVAL_THREADS) as pool:
         scores = list(pool.map(score, chosen.demonstrations))
     return round(sum(scores) / len(scores), 4)
+
+
+def require_version(answered: str | None, expected: str) -> None:
+    if answered != expected:
+        raise CliError(f"{answered} answered where {expected} should serve")
 
 
 def conversation(item: Demonstration) -> list[Json]:

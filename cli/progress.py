@@ -15,9 +15,10 @@ class ProgressLine:
     """Rewrites one line on a terminal; elsewhere prints a line now and then."""
 
     def __init__(self, label: str, stream: IO[str] | None = None) -> None:
-        self.phase_started: dict[str, float] = {}
-        """Phase -> monotonic seconds when its first event came, in order."""
-        self.last_at = 0.0
+        self.stage_seconds: dict[str, float] = {}
+        """Phase -> wall seconds, as the worker measured them; known at the end."""
+        self.swap_seconds: float | None = None
+        """From the alias's move until the new version answered; None when it was not served."""
         self._label = label
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
@@ -32,11 +33,11 @@ class ProgressLine:
             self._end_line()
 
     def note(self, event: Json) -> None:
-        """Show one event and remember when its phase began."""
-        self.last_at = time.monotonic()
+        """Show one event and keep the times that it tells."""
         kind, data = event["type"], event["data"]
+        self.stage_seconds = data.get("stage_seconds", self.stage_seconds)
+        self.swap_seconds = data.get("swap_seconds", self.swap_seconds)
         if kind == "phase":
-            self.phase_started.setdefault(data["phase"], self.last_at)
             self._show(f"{data['phase']}", keep=True)
         elif kind == "metrics":
             self._show(describe_metrics(data))
@@ -44,12 +45,6 @@ class ProgressLine:
             self._show(event["message"], keep=True)
         else:
             self._show(event["message"])
-
-    def stage_seconds(self) -> dict[str, float]:
-        """Phase -> seconds until the next phase began, or until the last event; seconds of wall time."""
-        starts = list(self.phase_started.items())
-        ends = [start for _, start in starts[1:]] + [self.last_at]
-        return {phase: round(end - start, 2) for (phase, start), end in zip(starts, ends, strict=True)}
 
     def _show(self, text: str, keep: bool = False) -> None:
         line = f"{self._label}: {text}"

@@ -64,12 +64,13 @@ def promote(
     version: VersionName,
     alias: Alias = "champion",
     reason: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "",
+    override: Annotated[bool, typer.Option(help="Serve a version that its gate blocked.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at a version and wait until it serves."""
     path = f"/v1/assistants/{assistant}/aliases/{alias}"
     with Client.from_environment() as client:
-        moved = client.put(path, {"version": version, "reason": reason})
+        moved = client.put(path, {"version": version, "reason": reason, "override": override})
     emit(moved, as_json, lambda: moved_line(moved))
 
 

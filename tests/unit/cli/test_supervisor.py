@@ -126,8 +126,7 @@ def test_ready_mark_is_seen_only_once_logged(supervisor: Supervisor) -> None:
     child = supervisor.add(
         python(
             "late",
-            "import sys; print('begin'); sys.stdin.read(); import time; time.sleep(0.3); print('all ready.')\n"
-            "time.sleep(60)",
+            "import time; print('begin'); time.sleep(0.3); print('all ready.'); time.sleep(60)",
             ready_mark=" ready.",
         )
     )
@@ -187,7 +186,7 @@ def test_hurry_kills_at_once(supervisor: Supervisor) -> None:
     child = supervisor.add(
         python(
             "deaf",
-            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)",
+            "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)",
             stop_seconds=60,
         )
     )
