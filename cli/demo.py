@@ -19,7 +19,7 @@ from cli.demo_stack import OwnStack
 from cli.errors import CliError
 from cli.output import err, out
 from cli.progress import ProgressLine
-from cli.updates import require_passed
+from cli.updates import require_passed, update_wishes
 from domain.demonstration import Demonstration
 from domain.grading import grade
 
@@ -53,9 +53,12 @@ def demo(
         str | None, typer.Option(help="Use this running stack instead of an own one.", show_default=False)
     ] = None,
     base_model: Annotated[str, typer.Option(help="Base model of the demo's assistant.")] = BASE_MODEL,
+    recipe: Annotated[list[str] | None, typer.Option(help="As for `ratchet update`.")] = None,
+    gate: Annotated[list[str] | None, typer.Option(help="As for `ratchet update`.")] = None,
 ) -> None:
     """Teach two skills one after the other, measure, chat all the while, roll back."""
     skills, evals = choose_files(skill, evaluate)
+    wishes = update_wishes(recipe, gate)
     report = Report(skills=[chosen.name for chosen in skills])
     started = time.monotonic()
     failure: CliError | None = None
@@ -63,7 +66,7 @@ def demo(
         with nullcontext() if url else OwnStack(home) as stack:
             err.print(f"stack at {url or (stack.url if stack else '')}")
             with Client(url or (stack.url if stack else "")) as client:
-                Demo(client, report, evals).run(skills, base_model)
+                Demo(client, report, evals, wishes).run(skills, base_model)
     except CliError as error:
         failure = error
         report.error = str(error)
@@ -80,8 +83,9 @@ def demo(
 class Demo:
     """One run against one API; fills the report as it goes."""
 
-    def __init__(self, client: Client, report: Report, evals: list[SkillFile]) -> None:
+    def __init__(self, client: Client, report: Report, evals: list[SkillFile], wishes: Json) -> None:
         self._client = client
+        self._wishes = wishes
         self._report = report
         self._evals = evals
         self._name = f"demo-{secrets.token_hex(3)}"
@@ -120,7 +124,7 @@ class Demo:
         client.post(f"{self._path}/skills", body | {"grader": GRADER.dump_python(skill.grader, mode="json")})
         pushed = client.post_jsonl(f"{self._path}/skills/{skill.name}/demonstrations", skill.jsonl())
         err.print(f"{label}: {pushed['accepted']} demonstrations, {pushed['holdout']} of them held out")
-        update = client.post(f"{self._path}/updates", {"skills": [skill.name]})
+        update = client.post(f"{self._path}/updates", self._wishes | {"skills": [skill.name]})
         progress = ProgressLine(label)
         progress.follow(client.follow(update["id"]))
         update = client.get(f"/v1/updates/{update['id']}")

@@ -9,9 +9,13 @@ from rich.text import Text
 from cli.background import BackgroundChat
 from cli.client import Json
 from cli.output import SCORE_COLOURS, table
+from evaluation.benchmarks import LIKELIHOOD, ORDINARY
 
-ORDINARY = "ordinary"
-"""The general suite's leak check: the share of ordinary prompts not answered in a skill's format."""
+NO_BENCHMARKS = {
+    ORDINARY: "ordinary prompts not in a skill's format",
+    LIKELIHOOD: "likelihood of right answers",
+}
+"""General suites that are shown, but are no accuracies to average."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class Report:
     def general_scores(self) -> dict[str, float | None]:
         """Plain mean over the general benchmarks; None at a moment where one is unmeasured."""
         rows = [
-            _scores(self.cells("general", suite)) for suite in self.matrix["general"] if suite != ORDINARY
+            _scores(self.cells("general", suite))
+            for suite in self.matrix["general"]
+            if suite not in NO_BENCHMARKS
         ]
         return {moment: _mean([row[moment] for row in rows]) for moment in self.taught_moments}
 
@@ -116,7 +122,12 @@ class Report:
         for skill in self.skills:
             rows.append([f"skill {skill}", *_row(_scores(self.cells("scores", skill)), moments)])
         for suite in self.matrix["general"]:
-            rows.append([f"general {suite}", *_row(_scores(self.cells("general", suite)), moments)])
+            rows.append(
+                [
+                    f"general {NO_BENCHMARKS.get(suite, suite)}",
+                    *_row(_scores(self.cells("general", suite)), moments),
+                ]
+            )
         rows.append(["general, mean", *_row(self.general_scores(), moments)])
         for name, scores in self.evals.items():
             rows.append([f"held-out file {name} ({self.eval_rows[name]})", *_row(scores, moments)])

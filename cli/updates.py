@@ -33,10 +33,7 @@ def update(
     as_json: AsJson = False,
 ) -> None:
     """Teach an assistant the demonstrations that no update has taught yet."""
-    body: Json = {"publish": publish}
-    for name, settings in (("recipe", recipe), ("gate", gate)):
-        if settings:
-            body[name] = parse_settings(settings, f"--{name}")
+    body: Json = {"publish": publish, **update_wishes(recipe, gate)}
     if skill:
         body["skills"] = skill
     with Client.from_environment() as client:
@@ -47,6 +44,12 @@ def update(
     emit(made, as_json, lambda: fields(made, SHOWN))
     if wait:
         require_passed(made)
+
+
+def update_wishes(recipe: list[str] | None, gate: list[str] | None) -> Json:
+    """`recipe` and `gate` of an update's body, where they were given. Raises CliError."""
+    given = {"recipe": recipe, "gate": gate}
+    return {name: parse_settings(texts, f"--{name}") for name, texts in given.items() if texts}
 
 
 def require_passed(update: Json) -> None:

@@ -31,6 +31,7 @@ def report() -> Report:
             "commonsense": {"v0": cell(0.5), "v1": cell(0.5), "v3": cell(0.4)},
             "last_word": {"v0": cell(0.3), "v1": None, "v3": cell(0.2)},
             "ordinary": {"v0": cell(1.0), "v1": cell(1.0), "v3": cell(0.9)},
+            "likelihood": {"v0": cell(0.6), "v1": cell(0.6), "v3": cell(0.6)},
         },
     }
     made.evals = {"route": {"base": 0.0, "after_1": 0.8, "after_2": 0.7, "after_rollback": 0.8}}
@@ -49,7 +50,7 @@ def test_json_has_the_agreed_keys_and_nulls_where_unmeasured(report: Report) -> 
         "route": {"base": 0.0, "after_1": 0.875, "after_2": 0.75},
         "topic": {"base": 0.0, "after_1": None, "after_2": 0.5},
     }
-    # The mean over benchmarks leaves out the leak check and is unknown where one of them is.
+    # The mean over benchmarks leaves out what is no accuracy and is unknown where one of them is.
     assert written["general"] == {"base": 0.4, "after_1": None, "after_2": pytest.approx(0.3)}
     assert written["benchmarks"]["ordinary"] == {"base": 1.0, "after_1": 1.0, "after_2": 0.9}
     assert written["versions"] == ["v0", "v1", "v3"]
