@@ -127,7 +127,7 @@ def matrix(session: Session, assistant: Assistant) -> list[MatrixRow]:
         .outerjoin(Update, Update.id == Version.update_id)
         .where(Version.assistant_id == assistant.id)
         .order_by(Version.number, MeasurementRow.kind, MeasurementRow.suite)
-    ).tuples()
+    )
     return [
         MatrixRow(number, parent_number, tuple(skills or ()), kind, suite, score, n, low, high)
         for number, parent_number, skills, kind, suite, score, n, low, high in rows

@@ -182,9 +182,7 @@ def _hold(session: Session, update: Update, champion_id: str, verdict: Verdict) 
             select(Version.id, Version.number).where(
                 or_(Version.id == champion_id, Version.id == update.parent_version_id)
             )
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     reason = (
         f"measured against v{numbers[update.parent_version_id or '']}, "

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from registry.session import upgrade
+from registry.tables import Base
 
 NewDatabase = Callable[[bool], str]
 """`new(migrated)` -> URL of a database of its own."""
@@ -80,10 +81,34 @@ def new_database(request: pytest.FixtureRequest) -> NewDatabase:
     return made
 
 
-@pytest.fixture
-def database_url(new_database: NewDatabase) -> str:
-    """A migrated database of the test's own."""
-    return new_database(True)
+@pytest.fixture(scope="session")
+def shared_postgresql(new_postgresql: NewDatabase) -> str:
+    return new_postgresql(True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated database with nothing in it but the default team; its schema is not the test's to change."""
+    if request.param == "sqlite":
+        new: NewDatabase = request.getfixturevalue("new_sqlite")
+        return new(True)
+    url: str = request.getfixturevalue("shared_postgresql")
+    empty(url)
+    return url
+
+
+def empty(url: str) -> None:
+    """Delete all rows of a PostgreSQL database, those that triggers protect as well."""
+    tables = [table.name for table in reversed(Base.metadata.sorted_tables)]
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        connection.execute("SET session_replication_role = replica")
+        for table in tables:
+            connection.execute(f"DELETE FROM {table}")
+        connection.execute("INSERT INTO teams (id, name, created_at) VALUES ('team_default', 'default', 0)")
 
 
 @pytest.fixture

@@ -118,7 +118,11 @@ def test_a_skill_changes_only_what_is_given(ledger: Ledger) -> None:
         assistants.update_skill(session, skill, description="routes", holdout_fraction=0.5, actor="user")
     with ledger.begin() as session:
         found = assistants.get_skill(session, assistant, "route")
-        assert (found.description, found.grader["type"], found.holdout_fraction) == ("routes", "contains", 0.5)
+        assert (found.description, found.grader["type"], found.holdout_fraction) == (
+            "routes",
+            "contains",
+            0.5,
+        )
         changes = [
             row.data for row in audit.list_audit(session, TEAM, None, 10).rows if row.action == "skill.update"
         ]

@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from itertools import chain
 
 import pytest
 from sqlalchemy import select, text
@@ -142,9 +143,7 @@ def test_the_database_itself_refuses_a_second_running_update(ledger: Ledger) -> 
     first, second = queue(ledger, assistant, ledger.skill(assistant), 2)
     ledger.must_claim(first)
     with pytest.raises(IntegrityError), ledger.begin() as session:
-        session.execute(
-            text("UPDATE updates SET status = 'running' WHERE id = :id"), {"id": second.id}
-        )
+        session.execute(text("UPDATE updates SET status = 'running' WHERE id = :id"), {"id": second.id})
 
 
 def test_finishing_needs_a_running_update_and_a_legal_state(ledger: Ledger) -> None:
@@ -173,7 +172,7 @@ def test_many_workers_claim_one_update_once(ledger: Ledger) -> None:
     for n in range(5):
         (update,) = queue(ledger, assistant, skill, 1, start=n)
         lease_seconds = 60 if n % 2 else -1
-        granted = race([lambda u=update: ledger.claim(u.id, 60, f"w{n}")] * 6)
+        granted = race([lambda u=update: ledger.claim(u.id)] * 6)
         assert [type(one) for one in granted if one is not None] == [Claim]
         # A take-over races as well.
         claim = next(one for one in granted if one is not None)
@@ -217,7 +216,7 @@ def test_workers_that_stall_and_die_lose_and_repeat_nothing(ledger: Ledger) -> N
         raise AssertionError("the queue was not worked off")
 
     assert race([lambda n=n: work(n) for n in range(4)]) == [None] * 4
-    assert sorted(published) == sorted(sum(expected.values(), []))
+    assert sorted(published) == sorted(chain.from_iterable(expected.values()))
     for claim in stale:
         with pytest.raises(StaleFence):
             ledger.publish(claim)

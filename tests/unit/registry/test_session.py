@@ -56,9 +56,13 @@ def test_only_unique_violations_count_as_unique_violations(ledger: Ledger) -> No
 
 
 def test_an_error_rolls_everything_back(ledger: Ledger) -> None:
-    with pytest.raises(ZeroDivisionError), ledger.begin() as session:
-        session.execute(text("UPDATE teams SET name = 'changed'"))
-        _ = 1 / 0
+    def change() -> None:
+        with ledger.begin() as session:
+            session.execute(text("UPDATE teams SET name = 'changed'"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        change()
     with ledger.begin() as session:
         assert session.execute(text("SELECT name FROM teams")).scalar_one() == "default"
 

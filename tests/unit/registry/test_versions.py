@@ -168,12 +168,11 @@ def test_a_number_that_is_not_the_next_is_refused(ledger: Ledger, claim: Claim) 
 
 def test_another_updates_manifest_is_refused(ledger: Ledger, claim: Claim) -> None:
     with pytest.raises(CorruptArtifact), ledger.begin() as session:
-        version_id, number = versions.allocate_version(session, claim)
         versions.publish(
             session,
             claim,
-            version_id=version_id,
-            number=number,
+            version_id="ver_x",
+            number=1,
             served_name="s",
             manifest=Manifest(kind="adapter", base_model="tiny", update_id="upd_other", files=[]),
             manifest_sha256="0" * 64,
