@@ -22,6 +22,26 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_RANK = 512
 _PREFIX = "base_model.model."
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
+"""Config fields under which the change of a layer is not scaling * B A."""
+_INITS_THAT_LEAVE_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def read_adapter(name: str, folder: Path, model: torch.nn.Module) -> Adapter:
@@ -75,21 +95,13 @@ def _read_config(folder: Path) -> LoraConfig:
         raise _invalid(f"r is {config.r!r}, must be 1 to {MAX_RANK}")
     if not isinstance(config.lora_alpha, int | float) or not math.isfinite(config.lora_alpha):
         raise _invalid(f"lora_alpha is {config.lora_alpha!r}")
-    unsupported = {
-        "use_dora": config.use_dora,
-        "lora_bias": config.lora_bias,
-        "bias": config.bias != "none",
-        "modules_to_save": config.modules_to_save,
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        "fan_in_fan_out": config.fan_in_fan_out,
-        "target_parameters": config.target_parameters,
-        "trainable_token_indices": config.trainable_token_indices,
-        "layer_replication": config.layer_replication,
-    }
-    for field, value in unsupported.items():
-        if value:
+    for field in _UNSUPPORTED:
+        if declared.get(field):
             raise _invalid(f"{field} is not supported")
+    if config.bias != "none":
+        raise _invalid("bias is not supported")
+    if config.init_lora_weights not in _INITS_THAT_LEAVE_THE_BASE:
+        raise _invalid(f"init_lora_weights {config.init_lora_weights!r} needs a changed base model")
     return config
 
 

@@ -1,0 +1,219 @@
+"""What runs beside a sequence must not show in its result, and nothing leaks when it ends early."""
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from engine.adapters import read_adapter
+from engine.errors import InternalError, Overloaded
+from engine.sequence import Failure, Output, Sequence, share_prompts
+
+if TYPE_CHECKING:
+    from tests.unit.engine.conftest import Bench
+
+PROMPTS = [[(7 * i + 3 * j) % 250 for j in range(4 + 9 * i)] for i in range(6)]
+
+
+def greedy(model: torch.nn.Module, prompt: list[int], count: int) -> list[int]:
+    """transformers' own greedy continuation, end token included."""
+    made = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)  # type: ignore[operator]
+    return list(made[0, len(prompt) :].tolist())
+
+
+def test_greedy_is_transformers_greedy_whatever_runs_beside(
+    make_bench: "Callable[..., Bench]", reference: LlamaForCausalLM
+) -> None:
+    bench, news = make_bench(sequences=4, step_tokens=16), queue.Queue()
+    sequences = [bench.sequence(prompt, news, i, max_tokens=12) for i, prompt in enumerate(PROMPTS)]
+    outputs = bench.run(sequences, news)
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        assert output.tokens == greedy(reference, prompt, 12)
+
+
+def test_logprobs_together_and_alone(
+    make_bench: "Callable[..., Bench]", reference: LlamaForCausalLM
+) -> None:
+    """Generated and prompt tokens, in chunks of a crowded step and undisturbed."""
+    crowded, calm = make_bench(sequences=6, step_tokens=13), make_bench()
+    params = {"max_tokens": 6, "logprobs": 3, "score_prompt": True, "ignore_eos": True}
+    news: queue.Queue[Output | Failure] = queue.Queue()
+    together = [crowded.sequence(prompt, news, i, **params) for i, prompt in enumerate(PROMPTS)]
+    crowded.run(together, news)
+    for prompt, one in zip(PROMPTS, together, strict=True):
+        alone = calm.sequence(prompt, news, **params)
+        calm.run([alone], news)
+        assert one.output == alone.output
+        wanted = reference(torch.tensor([prompt + one.output])).logits[0].log_softmax(-1)
+        assert one.prompt_logprobs[0] is None
+        scored = [*one.prompt_logprobs[1:], *one.output_logprobs]
+        undisturbed = [*alone.prompt_logprobs[1:], *alone.output_logprobs]
+        tokens = [*prompt[1:], *one.output]
+        assert len(scored) == len(tokens)
+        for position, (token, mine, other) in enumerate(zip(tokens, scored, undisturbed, strict=True)):
+            assert mine is not None
+            assert other is not None
+            assert mine.token == token
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert mine.logprob == pytest.approx(wanted[position, token].item(), abs=1e-4)
+            best = wanted[position].topk(3)
+            assert [t for t, _ in mine.top] == best.indices.tolist()
+            assert [v for _, v in mine.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_adapters_together(
+    make_bench: "Callable[..., Bench]",
+    adapter_dirs: list[Path],
+    reference: LlamaForCausalLM,
+    peft_references: list[torch.nn.Module],
+) -> None:
+    bench, news = make_bench(), queue.Queue()
+    adapters = [read_adapter(str(i), folder, bench.model.module) for i, folder in enumerate(adapter_dirs)]
+    owners = [None, adapters[0], adapters[1], adapters[0], None, adapters[1]]
+    alone = [reference, *peft_references, peft_references[0], reference, peft_references[1]]
+    prompt = PROMPTS[2]
+    sequences = [
+        bench.sequence(prompt, news, i, max_tokens=10, adapter=owner) for i, owner in enumerate(owners)
+    ]
+    outputs = bench.run(sequences, news)
+    for model, output in zip(alone, outputs, strict=True):
+        assert output.tokens == greedy(model, prompt, 10)
+    assert len({tuple(output.tokens) for output in outputs}) == 3
+
+
+def test_shared_beginning_gives_what_each_alone_gives(make_bench: "Callable[..., Bench]") -> None:
+    """Four continuations of one context: computed from a common beginning, scored as if alone."""
+    bench, news = make_bench(sequences=3, step_tokens=32), queue.Queue()
+    context = [(5 * j + 1) % 250 for j in range(40)]
+    prompts = [[*context, *tail] for tail in ([1, 2, 3], [1, 9], [77], [1, 2, 3, 4, 5])]
+    params = {"max_tokens": 3, "logprobs": 1, "score_prompt": True, "ignore_eos": True}
+    shared = [bench.sequence(prompt, news, i, **params) for i, prompt in enumerate(prompts)]
+    share_prompts(shared)
+    # one common token less than they share: its prediction differs
+    assert [one.follows and one.follows[1] for one in shared] == [None, 40, 39, 42]
+    bench.run(shared, news)
+    for prompt, one in zip(prompts, shared, strict=True):
+        alone = bench.sequence(prompt, news, **params)
+        bench.run([alone], news)
+        assert one.output == alone.output
+        mine = [score.logprob for score in one.prompt_logprobs[1:] if score]
+        wanted = [score.logprob for score in alone.prompt_logprobs[1:] if score]
+        assert len(mine) == len(prompt) - 1
+        assert mine == pytest.approx(wanted, abs=1e-4)
+
+
+def test_prompts_that_share_little_are_computed_apart(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(), queue.Queue()
+    context = list(range(20))
+    short = [bench.sequence([1, 2, 3, tail], news, tail) for tail in range(2)]
+    mostly_own = [bench.sequence(context + [50 + i] * 60, news, i) for i in range(2)]
+    share_prompts(short)
+    share_prompts(mostly_own)
+    assert all(one.follows is None for one in (*short, *mostly_own))
+
+
+def test_followers_of_an_aborted_leader_compute_their_own(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(sequences=1), queue.Queue()
+    context = list(range(30))
+    leader, follower = (bench.sequence([*context, 60 + i], news, i) for i in range(2))
+    share_prompts([leader, follower])
+    leader.aborted = True
+    bench.scheduler.submit([leader, follower])
+    output = news.get(timeout=30)
+    assert isinstance(output, Output)
+    assert (output.index, len(output.tokens)) == (1, 8)
+
+
+def test_more_sequences_than_rows_and_tokens(
+    make_bench: "Callable[..., Bench]", reference: LlamaForCausalLM
+) -> None:
+    bench, news = make_bench(sequences=2, step_tokens=8, cache_tokens=256), queue.Queue()
+    sequences = [bench.sequence(PROMPTS[i % 6], news, i, max_tokens=3) for i in range(12)]
+    outputs = bench.run(sequences, news)
+    for i, output in enumerate(outputs):
+        assert output.tokens == greedy(reference, PROMPTS[i % 6], 3)
+    assert bench.scheduler.load == 0
+
+
+def test_stop_token_and_length(make_bench: "Callable[..., Bench]", reference: LlamaForCausalLM) -> None:
+    bench, news = make_bench(), queue.Queue()
+    told = greedy(reference, PROMPTS[1], 8)
+    stopped = bench.sequence(PROMPTS[1], news, stop_token_ids=frozenset([told[3]]))
+    [output] = bench.run([stopped], news)
+    first = told.index(told[3])
+    assert output.tokens == told[: first + 1]
+    assert (output.finish_reason, output.stop_reason) == ("stop", told[3])
+    [output] = bench.run([bench.sequence(PROMPTS[1], news, max_tokens=2)], news)
+    assert (output.tokens, output.finish_reason) == (told[:2], "length")
+
+
+def test_scoring_alone_generates_nothing(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(), queue.Queue()
+    [output] = bench.run(
+        [bench.sequence(PROMPTS[3], news, max_tokens=0, logprobs=0, score_prompt=True)], news
+    )
+    assert (output.tokens, output.text, output.finish_reason) == ([], "", "length")
+    [output] = bench.run([bench.sequence([5], news, max_tokens=0, logprobs=0, score_prompt=True)], news)
+    assert output.tokens == []
+
+
+def endless(bench: "Bench", news: "queue.Queue[Output | Failure]", index: int = 0) -> Sequence:
+    return bench.sequence([1, 2, 3], news, index, max_tokens=250, ignore_eos=True, stream=True)
+
+
+def test_abort_frees_the_row(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(sequences=1), queue.Queue()
+    running = endless(bench, news)
+    bench.scheduler.submit([running])
+    news.get(timeout=30)
+    bench.scheduler.abort([running])
+    other: queue.Queue[Output | Failure] = queue.Queue()
+    [output] = bench.run([bench.sequence(PROMPTS[0], other, max_tokens=2)], other)
+    assert len(output.tokens) == 2
+    assert len(running.output) < 250
+    assert running.slot is None
+    assert bench.scheduler.load == 0
+
+
+def test_stopping_fails_what_is_open_and_refuses_the_rest(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(sequences=1), queue.Queue()
+    bench.scheduler.submit([endless(bench, news, 0), endless(bench, news, 1)])
+    news.get(timeout=30)
+    assert bench.scheduler.stop(10)
+    failed = set()
+    while not news.empty():
+        one = news.get_nowait()
+        if isinstance(one, Failure):
+            assert isinstance(one.error, Overloaded)
+            failed.add(one.index)
+    assert failed == {0, 1}
+    with pytest.raises(Overloaded):
+        bench.scheduler.submit([endless(bench, news)])
+
+
+def test_a_broken_step_fails_every_request_and_tells_the_process(
+    make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, news = make_bench(), queue.Queue()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def broken(*_: object) -> torch.Tensor:
+        entered.set()
+        assert go_on.wait(30)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(bench.model, "forward", broken)
+    bench.scheduler.submit([bench.sequence(PROMPTS[0], news, 0)])
+    assert entered.wait(30)
+    bench.scheduler.submit([bench.sequence(PROMPTS[1], news, 1)])
+    go_on.set()
+    failures = [news.get(timeout=30) for _ in range(2)]
+    assert all(isinstance(one, Failure) and isinstance(one.error, InternalError) for one in failures)
+    assert bench.scheduler.stop(10)
+    assert bench.failures == ["died"]
+    assert not bench.scheduler.healthy
