@@ -1,0 +1,84 @@
+"""The trainer's job, built from the registry once per update and kept in the update's work folder.
+
+Later claims take the kept one: demonstrations that were accepted in between must not change what a
+checkpoint is resumed into (the trainer ignores checkpoints of another job).
+"""
+
+import json
+import os
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from sqlalchemy.orm import Session
+
+from domain.demonstration import Demonstration, Message
+from domain.skill import Grader
+from domain.training import SkillToTeach, TrainingJob
+from registry.assistants import get_assistant, get_skill
+from registry.demonstrations import holdout_items, taught_prompts
+from registry.updates import demonstrations_of, get_update
+from registry.versions import get_version
+from worker.brief import Brief
+
+_GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
+
+
+def build_job(session: Session, brief: Brief) -> TrainingJob:
+    """Everything but the paths, which belong to one claim: see `prepare_job`."""
+    assistant = get_assistant(session, brief.team_id, brief.assistant_id)
+    taught = demonstrations_of(session, get_update(session, brief.team_id, brief.update_id))
+    skills = []
+    for name in brief.skills:
+        skill = get_skill(session, assistant, name)
+        skills.append(
+            SkillToTeach(
+                name=skill.name,
+                grader=_GRADER.validate_python(skill.grader),
+                train=[Demonstration.model_validate(row.body) for row in taught if row.skill_id == skill.id],
+                holdout=[Demonstration.model_validate(row.body) for row in holdout_items(session, skill)],
+            )
+        )
+    parent = get_version(session, assistant, brief.parent_id)
+    return TrainingJob(
+        update_id=brief.update_id,
+        base_path="",
+        base_model=brief.base_model,
+        parent_adapter_path=None,
+        recipe=brief.recipe,
+        skills=skills,
+        rehearsal=general_prompts() + taught_prompts(session, assistant, parent, brief.skills),
+        checkpoint_dir="",
+        output_dir="",
+    )
+
+
+def prepare_job(
+    folder: Path, build: Callable[[], TrainingJob], *, base: Path, parent_adapter: Path | None, output: Path
+) -> Path:
+    """The job file for one claim, in `folder`, the update's work folder."""
+    job_file = folder / "job.json"
+    job = TrainingJob.model_validate_json(job_file.read_bytes()) if job_file.exists() else build()
+    job = job.model_copy(
+        update={
+            "base_path": str(base),
+            "parent_adapter_path": None if parent_adapter is None else str(parent_adapter),
+            "checkpoint_dir": str(folder / "checkpoints"),
+            "output_dir": str(output),
+        }
+    )
+    staged = folder / "job.json.staged"
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(job.model_dump_json())
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(job_file)
+    return job_file
+
+
+def general_prompts() -> list[list[Message]]:
+    """The built-in ordinary prompts for rehearsal: one {"prompt": text} per line."""
+    text = (resources.files("worker") / "rehearsal_prompts.jsonl").read_text(encoding="utf-8")
+    prompts = [json.loads(line)["prompt"] for line in text.split("\n") if line.strip()]
+    return [[Message(role="user", content=prompt)] for prompt in prompts]

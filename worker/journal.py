@@ -1,0 +1,109 @@
+"""What a claim tells the people who follow its update: phases, events, seconds per stage.
+
+Every entry is a short transaction of its own that carries the claim: it raises StaleFence when another
+worker has taken over.
+"""
+
+import time
+from typing import Any
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from domain.measurement import Measurement
+from domain.training import CheckpointLine, DoneLine, PreflightLine, RefusedLine, StepLine, TrainerLine
+from domain.update import Phase
+from registry.claims import Claim
+from registry.events import EventType, Level, add_event
+from registry.measurements import save_measurement
+from registry.tables import Version
+from registry.updates import set_phase
+
+
+class Journal:
+    def __init__(self, sessions: sessionmaker[Session], claim: Claim) -> None:
+        self._sessions = sessions
+        self._claim = claim
+        self._phase: Phase | None = None
+        self._began = 0.0
+        self._seconds: dict[str, float] = {}
+
+    def enter(self, phase: Phase) -> None:
+        """Does nothing when the story is in this phase already."""
+        if phase == self._phase:
+            return
+        with self._sessions.begin() as session:
+            set_phase(session, self._claim, phase)
+        self._close()
+        self._phase, self._began = phase, time.monotonic()
+
+    def tell(
+        self,
+        message: str,
+        *,
+        type: EventType = "message",
+        level: Level = "info",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        with self._sessions.begin() as session:
+            add_event(
+                session,
+                self._claim.update_id,
+                type=type,
+                message=message,
+                level=level,
+                data=data,
+                claim=self._claim,
+            )
+
+    def hear(self, line: TrainerLine) -> None:
+        """One line of the trainer's as an event; its first sign of training opens that phase."""
+        data = line.model_dump(mode="json")
+        match line:
+            case PreflightLine():
+                self.tell(
+                    f"Preflight: student {line.student_score:.2f}, teacher {line.teacher_score:.2f} "
+                    f"on {line.items} held-out items; {line.steps} steps.",
+                    data=data,
+                )
+                self.enter(Phase.TRAINING)
+            case CheckpointLine(resumed=True):
+                self.enter(Phase.TRAINING)
+                self.tell(f"Going on from the checkpoint of step {line.step}.", data=data)
+            case CheckpointLine():
+                self.tell(f"Checkpoint of step {line.step}.", data=data)
+            case StepLine():
+                self.enter(Phase.TRAINING)
+                self.tell(
+                    f"Step {line.step} of {line.steps}: loss {line.loss:.4f}.", type="metrics", data=data
+                )
+            case DoneLine():
+                self.tell(f"Trained {line.steps} steps in {line.seconds:.0f} s.", data=data)
+            case RefusedLine():
+                pass  # the update's end says it
+
+    def measured(self, who: str, version: Version | None, measurement: Measurement) -> None:
+        """`who` is candidate, parent or base. With a version, the measurement is stored as its own; the
+        candidate's are stored when it is published."""
+        with self._sessions.begin() as session:
+            add_event(
+                session,
+                self._claim.update_id,
+                type="message",
+                message=f"{who.capitalize()} on {measurement.suite}: "
+                f"{measurement.score:.3f} on {measurement.n} items.",
+                data={"of": who, "measurement": measurement.model_dump(mode="json", exclude={"items"})},
+                claim=self._claim,
+            )
+            if version is not None:
+                save_measurement(session, version, measurement)
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall seconds that this claim spent in each phase so far."""
+        self._close()
+        return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
+
+    def _close(self) -> None:
+        if self._phase is not None:
+            now = time.monotonic()
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
+            self._began = now

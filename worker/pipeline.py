@@ -1,0 +1,289 @@
+"""The story of one update, top to bottom.
+
+claim -> train -> evaluate -> gate -> publish files and row -> serve -> finish. Each stage can run again
+after its process died: training goes on from its newest checkpoint, a finished candidate is not trained
+twice, a published version is not published twice. No transaction is open while anything slow runs, and
+every write carries the claim, so that a worker which lost its lease changes nothing.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from artifacts import base_models
+from artifacts.store import ArtifactStore
+from domain.errors import RatchetError, StaleFence
+from domain.measurement import Verdict
+from domain.settings import Settings
+from domain.training import TrainingJob
+from domain.update import Phase, Status
+from domain.version import CHAMPION
+from evaluation.gate import decide
+from registry import aliases, assistants, serving, updates, versions
+from registry.claims import Claim
+from registry.session import make_engine, make_sessions
+from worker import shutdown
+from worker.brief import Brief, read_brief
+from worker.evaluating import Evaluation, Scores, check_candidate
+from worker.job import build_job, prepare_job
+from worker.journal import Journal
+from worker.lease import Interrupted, Lease, Stop
+from worker.patient_engine import PatientEngine
+from worker.training import train
+
+logger = logging.getLogger(__name__)
+
+SERVING_PATIENCE_SECONDS = 60.0
+SERVING_POLL_SECONDS = 0.25
+
+
+class Pipeline:
+    """What every update needs; `run` works one update to its end, or gives it back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: sessionmaker[Session],
+        *,
+        trainer_command: list[str],
+        shutdown_requested: Callable[[], bool],
+    ) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        self.store = ArtifactStore(settings.artifacts_dir)
+        self.trainer_command = trainer_command
+        self._shutdown_requested = shutdown_requested
+        # Never the same again, so that a restarted worker cannot be taken for its predecessor.
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+    @classmethod
+    def from_settings(cls, trainer_command: list[str] | None = None) -> Self:
+        """For the process that runs one task; its SIGTERM then means: give the update back."""
+        settings = Settings()
+        shutdown.heed_sigterm()
+        return cls(
+            settings,
+            make_sessions(make_engine(settings.resolved_database_url)),
+            trainer_command=trainer_command or [sys.executable, "-m", "trainer"],
+            shutdown_requested=shutdown.requested,
+        )
+
+    def run(self, update_id: str) -> None:
+        """Does nothing when the update is finished, paused, or another worker's."""
+        lease_seconds = self.settings.lease_seconds
+        with self.sessions.begin() as session:
+            claim = updates.claim(session, update_id, worker=self._name, lease_seconds=lease_seconds)
+        if claim is None:
+            logger.info("%s is not to be had", update_id)
+            return
+        logger.info("claimed %s with fence %d", update_id, claim.fence)
+        lease = Lease(
+            self.sessions,
+            claim,
+            lease_seconds=lease_seconds,
+            heartbeat_seconds=self.settings.heartbeat_seconds,
+            shutdown_requested=self._shutdown_requested,
+        )
+        try:
+            with lease:
+                Story(self, claim, lease).tell()
+        except StaleFence:
+            logger.warning("%s is another worker's now", update_id)
+
+
+class Story:
+    """One claim's work on one update."""
+
+    def __init__(self, pipeline: Pipeline, claim: Claim, lease: Lease) -> None:
+        self._pipeline = pipeline
+        self._settings = pipeline.settings
+        self._sessions = pipeline.sessions
+        self._claim = claim
+        self._lease = lease
+        self._journal = Journal(pipeline.sessions, claim)
+        self._folder = pipeline.settings.work_dir / claim.update_id
+
+    def tell(self) -> None:
+        """Run the stages and record how it ended. StaleFence and database errors are the caller's: the
+        update is another worker's then, now or when the lease runs out."""
+        try:
+            self._lease.check()
+            with self._sessions.begin() as session:
+                brief = read_brief(session, self._claim)
+            version_id = brief.published
+            if version_id is None:
+                candidate = self._train(brief)
+                scores = self._evaluate(brief, candidate)
+                verdict = self._gate(brief, scores)
+                version_id = self._publish(brief, candidate, scores, verdict)
+            self._serve(brief, version_id)
+            self._finish(Status.SUCCEEDED)
+        except Interrupted as interrupted:
+            self._give_way(interrupted.stop)
+        except (StaleFence, SQLAlchemyError):
+            raise
+        except RatchetError as error:
+            self._finish(Status.FAILED, code=error.code, message=error.message, param=error.param)
+        except Exception as error:
+            # A defect of ours would meet every further claim again: end the update and say so.
+            logger.exception("%s failed", self._claim.update_id)
+            self._finish(Status.FAILED, code="internal_error", message=f"{type(error).__name__}: {error}")
+
+    def _train(self, brief: Brief) -> Path:
+        """The candidate's adapter folder, whole."""
+        candidate = self._folder / "candidate"
+        if candidate.is_dir():
+            return candidate
+        self._journal.enter(Phase.PREFLIGHT)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        output = self._folder / f"output-{self._claim.fence}"
+
+        def build() -> TrainingJob:
+            with self._sessions.begin() as session:
+                return build_job(session, brief)
+
+        job_file = prepare_job(
+            self._folder,
+            build,
+            base=self._base(brief),
+            parent_adapter=self._parent_adapter(brief),
+            output=output,
+        )
+        train(
+            self._pipeline.trainer_command,
+            job_file,
+            output,
+            threads=self._settings.trainer_threads,
+            lease=self._lease,
+            journal=self._journal,
+        )
+        output.rename(candidate)
+        return candidate
+
+    def _evaluate(self, brief: Brief, candidate: Path) -> Scores:
+        self._journal.enter(Phase.EVALUATING)
+        check_candidate(candidate, self._base(brief))
+        engine = PatientEngine(self._sessions, brief.base_model, self._lease)
+        evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
+        return evaluation.run(engine, candidate, self._parent_adapter(brief))
+
+    def _gate(self, brief: Brief, scores: Scores) -> Verdict:
+        self._journal.enter(Phase.GATING)
+        return decide(brief.gate, brief.skills, scores.candidate, scores.parent, scores.earlier)
+
+    def _publish(self, brief: Brief, candidate: Path, scores: Scores, verdict: Verdict) -> str:
+        """Files first, then the row that makes them count; returns the version's id."""
+        self._journal.enter(Phase.PUBLISHING)
+        with self._sessions.begin() as session:
+            version_id, _ = versions.allocate_version(session, self._claim)
+        self._lease.check()
+        staging = self._folder / f"staging-{self._claim.fence}"
+        shutil.rmtree(staging, ignore_errors=True)
+        # The candidate itself stays until the update ends: a later claim publishes it under another id.
+        shutil.copytree(candidate, staging, copy_function=os.link)
+        manifest, sha256 = self._pipeline.store.publish(
+            staging,
+            version_id=version_id,
+            kind="adapter",
+            base_model=brief.base_model,
+            update_id=brief.update_id,
+        )
+        with self._sessions.begin() as session:
+            _, number = versions.allocate_version(session, self._claim)
+            version = versions.publish(
+                session,
+                self._claim,
+                version_id=version_id,
+                number=number,
+                served_name=f"{brief.assistant}-v{number}-{sha256[:8]}",
+                manifest=manifest,
+                manifest_sha256=sha256,
+                recipe=brief.recipe,
+                verdict=verdict,
+                measurements=scores.candidate,
+                move_champion=verdict.outcome == "pass" and brief.publish == "auto",
+            )
+            return version.id
+
+    def _serve(self, brief: Brief, version_id: str) -> None:
+        """Wait until the version answers for the champion; a version that is not champion is not awaited."""
+        began = time.monotonic()
+        while True:
+            with self._sessions.begin() as session:
+                assistant = assistants.get_assistant(session, brief.team_id, brief.assistant_id)
+                champion = aliases.get_alias(session, assistant, CHAMPION)
+                state = serving.serving_state(session, brief.assistant_id, CHAMPION)
+            if champion.version_id != version_id:
+                return
+            self._journal.enter(Phase.SERVING)
+            if state is not None and state.version_id == version_id:
+                # Both by the database's clock.
+                seconds = round(state.updated_at - champion.updated_at, 3)
+                self._journal.tell(
+                    f"Serving after {seconds:.1f} s.", data={"served": version_id, "swap_seconds": seconds}
+                )
+                return
+            if time.monotonic() - began > SERVING_PATIENCE_SECONDS:
+                reason = (state.error if state is not None else None) or "no inference engine reported it"
+                self._journal.tell(
+                    f"Published, but not serving after {SERVING_PATIENCE_SECONDS:.0f} s: {reason}",
+                    level="warning",
+                    data={"version": version_id},
+                )
+                return
+            stop = self._lease.stop()
+            if stop in (Stop.LOST, Stop.SHUTDOWN):  # too late for the other reasons
+                raise Interrupted(stop)
+            time.sleep(SERVING_POLL_SECONDS)
+
+    def _finish(
+        self, status: Status, *, code: str | None = None, message: str | None = None, param: str | None = None
+    ) -> None:
+        """End the update and remove its work files; a failed one's log stays."""
+        error = None if code is None else {"code": code, "message": message, "param": param}
+        if status == Status.SUCCEEDED:
+            seconds = self._journal.stage_seconds()
+            told = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
+            self._journal.tell(f"Done: {told}.", data={"stage_seconds": seconds})
+        with self._sessions.begin() as session:
+            updates.finish(session, self._claim, status, error=error)
+            # Before the commit: until then no successor can be using these files.
+            self._remove_files(keep_log=status == Status.FAILED)
+
+    def _give_way(self, stop: Stop) -> None:
+        if stop == Stop.CANCEL:
+            self._finish(Status.CANCELLED)
+        elif stop in (Stop.SHUTDOWN, Stop.PAUSE):
+            with self._sessions.begin() as session:
+                updates.release(session, self._claim)
+        else:
+            logger.warning("lost the lease on %s", self._claim.update_id)
+
+    def _base(self, brief: Brief) -> Path:
+        return base_models.resolve(brief.base_model, self._settings.cache_dir).path
+
+    def _parent_adapter(self, brief: Brief) -> Path | None:
+        """None when the parent is the bare base model. Raises CorruptArtifact."""
+        if brief.parent_manifest_sha256 is None:
+            return None
+        return self._pipeline.store.verify(brief.parent_id, brief.parent_manifest_sha256)
+
+    def _remove_files(self, *, keep_log: bool) -> None:
+        if keep_log and self._folder.is_dir():
+            for path in self._folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != "trainer.log":
+                    path.unlink()
+        else:
+            shutil.rmtree(self._folder, ignore_errors=True)
