@@ -1,18 +1,19 @@
 """Lists as the HTTP contract has them: continued with `after`, `limit` from 1 to 100."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel
 
 
-class _Identified(Protocol):
-    @property
-    def id(self) -> Any: ...
+class Listed(BaseModel):
+    """What can stand in a list."""
+
+    id: str
 
 
-Item = TypeVar("Item", bound=_Identified)
+Item = TypeVar("Item", bound=Listed)
 
 
 class ListOf(BaseModel, Generic[Item]):

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, JsonValue
 
+from api.lists import Listed
 from domain.demonstration import Message
 from domain.measurement import ItemScore, Verdict
 from domain.skill import Grader
@@ -12,10 +13,10 @@ VersionName = str
 """`v0`, `v1`, ..."""
 
 
-class AliasReply(BaseModel):
+class AliasReply(Listed):
+    """`id` is the alias's name: it is unique within its assistant."""
+
     object: Literal["alias"] = "alias"
-    id: str
-    """The alias's name: it is unique within its assistant."""
     assistant: str
     alias: str
     version: VersionName
@@ -27,8 +28,7 @@ class AliasReply(BaseModel):
     updated_at: int
 
 
-class AssistantReply(BaseModel):
-    id: str
+class AssistantReply(Listed):
     object: Literal["assistant"] = "assistant"
     name: str
     base_model: str
@@ -39,8 +39,7 @@ class AssistantReply(BaseModel):
     created_at: int
 
 
-class SkillReply(BaseModel):
-    id: str
+class SkillReply(Listed):
     object: Literal["skill"] = "skill"
     assistant: str
     name: str
@@ -65,8 +64,7 @@ class BatchReply(BaseModel):
     created_at: int | None
 
 
-class DemonstrationReply(BaseModel):
-    id: str
+class DemonstrationReply(Listed):
     object: Literal["demonstration"] = "demonstration"
     skill: str
     batch: str
@@ -79,8 +77,7 @@ class DemonstrationReply(BaseModel):
     created_at: int
 
 
-class UpdateReply(BaseModel):
-    id: str
+class UpdateReply(Listed):
     object: Literal["update"] = "update"
     assistant: str
     status: str
@@ -102,8 +99,7 @@ class UpdateReply(BaseModel):
     finished_at: int | None
 
 
-class EventReply(BaseModel):
-    id: str
+class EventReply(Listed):
     object: Literal["update.event"] = "update.event"
     seq: int
     """1, 2, 3 ... within the update."""
@@ -114,8 +110,7 @@ class EventReply(BaseModel):
     created_at: int
 
 
-class MeasurementReply(BaseModel):
-    id: str
+class MeasurementReply(Listed):
     object: Literal["measurement"] = "measurement"
     version: VersionName
     kind: Literal["skill", "general"]
@@ -132,8 +127,7 @@ class MeasurementDetailReply(MeasurementReply):
     items: list[ItemScore]
 
 
-class VersionReply(BaseModel):
-    id: str
+class VersionReply(Listed):
     object: Literal["version"] = "version"
     assistant: str
     version: VersionName
@@ -155,8 +149,7 @@ class VersionDetailReply(VersionReply):
     measurements: list[MeasurementReply]
 
 
-class AliasMoveReply(BaseModel):
-    id: str
+class AliasMoveReply(Listed):
     object: Literal["alias_move"] = "alias_move"
     alias: str
     from_version: VersionName | None
@@ -183,8 +176,7 @@ class MovedReply(BaseModel):
     """Whether every request already gets `to_version`; if not, the swap goes on in the background."""
 
 
-class AuditReply(BaseModel):
-    id: str
+class AuditReply(Listed):
     object: Literal["audit_log"] = "audit_log"
     actor: str
     action: str

@@ -64,6 +64,10 @@ class DemonstrationLine(BaseModel):
             raise ValueError("'response' is blank")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("'prompt' is blank")
+        try:
+            json.dumps(self.metadata, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:  # NaN, infinity, half of a surrogate pair: Python's JSON, nobody else's
+            raise ValueError(f"'metadata' is not valid JSON ({error})") from error
         return self
 
     def to_demonstration(self) -> Demonstration:
@@ -94,7 +98,7 @@ def parse_jsonl(body: bytes) -> list[Demonstration]:
             continue
         try:
             values.append((number, json.loads(raw)))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             errors.append(LineError(line=number, param=None, message=f"not valid JSON ({error})"))
     return _validate(values, errors)
 

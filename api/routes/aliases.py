@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Header, Response
 from sqlalchemy.orm import Session
 
 from api.context import ACTOR, Ctx, Reading, Team
-from api.fields import Body, Text, VersionRef
+from api.fields import Body, Name, Text, VersionRef
 from api.idempotency import Creating
 from api.lists import ListOf, Paging, listing
 from api.replies import AliasMoveReply, AliasReply, MovedReply
@@ -54,7 +54,7 @@ def get_alias(assistant: str, alias: str, session: Reading, team_id: Team, respo
 @router.put("/v1/assistants/{assistant}/aliases/{alias}")
 def put_alias(
     assistant: str,
-    alias: str,
+    alias: Name,
     body: AliasTarget,
     context: Ctx,
     team_id: Team,
