@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from engine.errors import BadRequest, InvalidAdapter, NotFound
 from engine.lora import Adapter, LoraPair, target_layers
@@ -44,7 +45,7 @@ _UNSUPPORTED = (
 _INITS_THAT_LEAVE_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def read_adapter(name: str, folder: Path, model: torch.nn.Module) -> Adapter:
+def read_adapter(name: str, folder: Path, model: PreTrainedModel) -> Adapter:
     """Load and validate an adapter for `model`; its weights take the model's dtype and device.
 
     Raises NotFound when the folder or a file is missing, InvalidAdapter when it does not fit the base.
@@ -153,7 +154,7 @@ class AdapterRegistry:
             raise NotFound(f"The model `{name}` does not exist.", param="model")
         return adapter
 
-    def load(self, name: str, folder: Path, model: torch.nn.Module) -> None:
+    def load(self, name: str, folder: Path, model: PreTrainedModel) -> None:
         """Make the adapter in `folder` known as `name`.
 
         Raises BadRequest when the name is taken, NotFound and InvalidAdapter as `read_adapter` does.

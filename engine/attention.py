@@ -125,14 +125,14 @@ def _packed_attention(
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention signature; query [1, heads, tokens, head_dim], key and value [1, kv_heads, ...].
+    """transformers' attention signature: query [1, heads, tokens, head_dim], key and value with kv_heads.
 
     Raises NotImplementedError for logit soft-capping and attention sinks.
     """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("soft-capped attention and attention sinks are not supported")
     step = current_step()
-    keys, values = step.cache.layer(module.layer_idx)
+    keys, values = step.cache.layer(int(module.layer_idx))  # type: ignore[arg-type]
     keys[step.rows, :, step.columns] = key[0].transpose(0, 1)
     values[step.rows, :, step.columns] = value[0].transpose(0, 1)
 

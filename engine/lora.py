@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from engine.attention import current_step
 
@@ -42,9 +43,7 @@ class AdapterRows:
     rows: slice | torch.Tensor | None
 
 
-def rows_by_adapter(
-    owners: Sequence[tuple[Adapter | None, int]], device: torch.device
-) -> list[AdapterRows]:
+def rows_by_adapter(owners: Sequence[tuple[Adapter | None, int]], device: torch.device) -> list[AdapterRows]:
     """Group packed rows. `owners` are (adapter, number of rows) in packed order."""
     ranges: dict[int, list[range]] = {}
     adapters: dict[int, Adapter] = {}
@@ -71,7 +70,7 @@ def rows_by_adapter(
     return grouped
 
 
-def target_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+def target_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     """The linear layers that an adapter may change: all but the output head."""
     head = model.get_output_embeddings()
     return {
@@ -81,7 +80,7 @@ def target_layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     }
 
 
-def install(model: torch.nn.Module) -> None:
+def install(model: PreTrainedModel) -> None:
     """Hook every layer that an adapter may change. The model is otherwise left as it is."""
     for name, layer in target_layers(model).items():
         layer.register_forward_hook(_AddChange(name))
@@ -91,9 +90,7 @@ class _AddChange:
     def __init__(self, layer: str) -> None:
         self._layer = layer
 
-    def __call__(
-        self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-    ) -> None:
+    def __call__(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """`inputs[0]` is [1, tokens, in], `output` [1, tokens, out], changed in place."""
         for group in current_step().adapters:
             pair = group.adapter.pairs.get(self._layer)

@@ -5,8 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from engine import attention, lora
 from engine.attention import Step
@@ -44,12 +51,14 @@ class BaseModel:
         self.dtype = _dtype(dtype, self.device)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         attention.register()
-        self.module = AutoModelForCausalLM.from_pretrained(
+        transformers_logging.disable_progress_bar()
+        self.module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=self.dtype, attn_implementation=attention.NAME
         )
         if not self.module._supports_attention_backend:
             raise ValueError(f"{type(self.module).__name__} cannot run packed attention")
-        self.module.to(self.device).eval().requires_grad_(False)
+        torch.nn.Module.to(self.module, self.device)
+        self.module.eval().requires_grad_(False)
         lora.install(self.module)
         heads = config.num_attention_heads
         self.cache_shape = CacheShape(

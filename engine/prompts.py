@@ -32,7 +32,17 @@ class TokenTexts:
         self._texts: dict[int, str] = {}
 
     def of(self, token: int) -> str:
-        """One token as text; special tokens are shown, an incomplete character is U+FFFD."""
+        """One token as text, special tokens shown; `token_id:N` for one that has no text of its own
+        (a piece of a character), so that different tokens never look alike."""
+        text = self._alone(token)
+        return f"token_id:{token}" if not text or _BROKEN in text else text
+
+    def bytes_of(self, token: int) -> list[int] | None:
+        """The token's text in UTF-8, None for a piece of a character."""
+        text = self._alone(token)
+        return None if _BROKEN in text else list(text.encode())
+
+    def _alone(self, token: int) -> str:
         text = self._texts.get(token)
         if text is None:
             text = self._texts[token] = str(self._tokenizer.decode([token]))
@@ -81,7 +91,7 @@ class TokenTexts:
         pieces: list[int] = []
         for token in ids:
             offsets.append(at)
-            text = self.of(token)
+            text = self._alone(token)
             if not pieces and _BROKEN not in text:
                 at += len(text)
                 continue

@@ -4,7 +4,7 @@ Unknown fields are ignored as vLLM does; known ones that this engine does not ac
 unless they ask for nothing.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -140,9 +140,9 @@ class CompletionBody(SamplingFields):
     def prompts(self) -> list[str] | list[list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+        if not self.prompt or isinstance(self.prompt[0], int):
+            return [cast(list[int], self.prompt)]
+        return self.prompt
 
 
 class LoadAdapterBody(BaseModel):

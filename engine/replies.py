@@ -81,8 +81,7 @@ class ChatReply:
         return {"content": content}
 
     def _score(self, token: int, logprob: float) -> Json:
-        text = self._texts.of(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self._texts.of(token), "logprob": logprob, "bytes": self._texts.bytes_of(token)}
 
 
 class CompletionReply:
@@ -146,8 +145,7 @@ class CompletionReply:
         scores: list[TokenLogprob | None] = list(output.logprobs)
         tokens = list(output.tokens)
         offsets = self._texts.offsets(tokens, self._written[output.index])
-        if tokens:
-            self._written[output.index] = offsets[-1] + len(self._texts.of(tokens[-1]))
+        self._written[output.index] += len(output.text)
         if echoed:
             scores = [*sequence.prompt_logprobs, *scores]
             tokens = [*prompt.ids, *tokens]

@@ -112,9 +112,7 @@ class Scheduler:
     def _collect(self) -> bool:
         """Wait for work; false when the thread has to end."""
         with self._news:
-            self._news.wait_for(
-                lambda: self._stopping or self._arrived or self._waiting or self._running
-            )
+            self._news.wait_for(lambda: self._stopping or self._arrived or self._waiting or self._running)
             self._waiting.extend(self._arrived)
             self._arrived.clear()
             stopping = self._stopping
@@ -240,9 +238,7 @@ class Scheduler:
     def _append_tokens(self, logits: torch.Tensor, sampled: list[Sequence]) -> None:
         if not sampled:
             return
-        chosen = sampling.choose(
-            logits, [one.params for one in sampled], [one.generator for one in sampled]
-        )
+        chosen = sampling.choose(logits, [one.params for one in sampled], [one.generator for one in sampled])
         wanting = [i for i, one in enumerate(sampled) if one.params.logprobs is not None]
         results = sampling.logprobs(
             logits[wanting],

@@ -5,21 +5,22 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import uvicorn
 
 from engine.errors import EngineError
 from engine.model import BaseModel, DtypeName
+from engine.requests import Engine
 from engine.sampling import SamplingParams
 from engine.scheduler import Limits, Scheduler
 from engine.sequence import Failure, Output, Sequence
-from engine.server import Engine, create_app
+from engine.server import create_app
 from engine.text import RunningText
 
 logger = logging.getLogger("engine")
@@ -35,7 +36,7 @@ WARM_UP_SECONDS = 600
 def run(
     *, model: str, name: str, host: str, port: int, max_model_len: int | None, dtype: DtypeName, threads: int
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit status."""
+    """Serve until SIGTERM or SIGINT, then leave the process; returns a status when it cannot begin."""
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -65,7 +66,7 @@ def run(
         "start_seconds": round(time.monotonic() - started, 1),
     }
     logger.info("ready", extra=details)
-    return server.serve_until_stopped(listening)
+    server.serve_until_stopped(listening)
 
 
 def _limits(model: BaseModel) -> Limits:
@@ -130,16 +131,13 @@ class _Server:
         if isinstance(news[0], Failure):
             raise news[0].error
 
-    def serve_until_stopped(self, listening: socket.socket) -> int:
+    def serve_until_stopped(self, listening: socket.socket) -> NoReturn:
         self._http.run(sockets=[listening])
-        ended = self._scheduler.stop(STOP_SECONDS)
+        self._scheduler.stop(STOP_SECONDS)
         logger.info("stopped", extra={"failed": self._failed})
-        status = 70 if self._failed else 0
-        if not ended:
-            # The thread is inside a step; leaving the interpreter under it would crash.
-            sys.stderr.flush()
-            os._exit(status)
-        return status
+        logging.shutdown()
+        # Nothing is left to save; taking torch down would add a second, or a crash inside a step.
+        os._exit(70 if self._failed else 0)
 
     def _on_failure(self) -> None:
         self._failed = True

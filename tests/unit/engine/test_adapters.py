@@ -100,9 +100,7 @@ def test_weights_that_do_not_fit(
         read_adapter("bad", folder, base.module)
 
 
-def test_adapter_of_another_base(
-    base: BaseModel, folder: Path
-) -> None:
+def test_adapter_of_another_base(base: BaseModel, folder: Path) -> None:
     def widen(tensors: dict[str, torch.Tensor]) -> None:
         for name, tensor in list(tensors.items()):
             wide = (tensor.shape[0], 2 * tensor.shape[1]) if "lora_A" in name else (2 * tensor.shape[0], 4)

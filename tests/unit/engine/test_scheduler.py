@@ -36,9 +36,7 @@ def test_greedy_is_transformers_greedy_whatever_runs_beside(
         assert output.tokens == greedy(reference, prompt, 12)
 
 
-def test_logprobs_together_and_alone(
-    make_bench: "Callable[..., Bench]", reference: LlamaForCausalLM
-) -> None:
+def test_logprobs_together_and_alone(make_bench: "Callable[..., Bench]", reference: LlamaForCausalLM) -> None:
     """Generated and prompt tokens, in chunks of a crowded step and undisturbed."""
     crowded, calm = make_bench(sequences=6, step_tokens=13), make_bench()
     params = {"max_tokens": 6, "logprobs": 3, "score_prompt": True, "ignore_eos": True}
