@@ -74,9 +74,10 @@ def move_alias(
         raise InvalidInput(f"'{alias}' is how versions are written, not an alias.", param="alias")
     if version.assistant_id != assistant.id:
         raise NotFound(f"'{assistant.name}' has no version '{version.id}'.", param="version")
-    if not force and version.verdict is not None and version.verdict["outcome"] == "block":
+    against = _blocked_because(version)
+    if against is not None and not force:
         raise Conflict(
-            f"v{version.number} was blocked by its gate: {'; '.join(version.verdict['reasons'])}",
+            f"v{version.number} was blocked by its gate: {against}",
             param="version",
             code="version_blocked",
         )
@@ -122,7 +123,7 @@ def move_alias(
             "revision": move.revision,
             "kind": kind,
             "reason": reason,
-            "forced": force,
+            "forced": against is not None,
         },
     )
     return move
@@ -171,6 +172,13 @@ def champion_line(session: Session, assistant: Assistant) -> list[Version]:
         version.id: version for version in session.scalars(select(Version).where(Version.id.in_(line)))
     }
     return [versions[version_id] for version_id in line]
+
+
+def _blocked_because(version: Version) -> str | None:
+    """The gate's reasons, or None when it did not block the version."""
+    if version.verdict is None or version.verdict["outcome"] != "block":
+        return None
+    return "; ".join(version.verdict["reasons"])
 
 
 def _line(session: Session, assistant: Assistant) -> list[str]:

@@ -66,7 +66,7 @@ def save_measurement(session: Session, version: Version, measurement: Measuremen
     upsert(
         session,
         MeasurementItem,
-        [{"measurement_id": row.id, **item.model_dump(mode="json")} for item in measurement.items],
+        [{"measurement_id": row.id, **_storable(item)} for item in measurement.items],
         keys=["measurement_id", "item"],
     )
     return row
@@ -132,6 +132,14 @@ def matrix(session: Session, assistant: Assistant) -> list[MatrixRow]:
         MatrixRow(number, parent_number, tuple(skills or ()), kind, suite, score, n, low, high)
         for number, parent_number, skills, kind, suite, score, n, low, high in rows
     ]
+
+
+def _storable(item: ItemScore) -> dict[str, str | float]:
+    # A model can emit NUL, which PostgreSQL's text cannot hold.
+    return {
+        name: value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
+        for name, value in item.model_dump(mode="json").items()
+    }
 
 
 def _item(row: MeasurementItem) -> ItemScore:

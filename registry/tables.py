@@ -282,6 +282,7 @@ class AuditRow(Base):
     """Every mutation, written in its own transaction; triggers refuse UPDATE and DELETE."""
 
     __tablename__ = "audit_logs"
+    __table_args__ = (Index(None, "team_id", "created_at", "id"),)
     id: Mapped[str] = mapped_column(primary_key=True)
     team_id: Mapped[str]
     actor: Mapped[str]

@@ -25,6 +25,12 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_logs")),
     )
+    op.create_index(
+        op.f("ix_audit_logs_team_id_created_at_id"),
+        "audit_logs",
+        ["team_id", "created_at", "id"],
+        unique=False,
+    )
     op.create_table(
         "idempotency_keys",
         sa.Column("team_id", TEXT, nullable=False),
@@ -371,6 +377,7 @@ def downgrade() -> None:
     op.drop_table("teams")
     op.drop_table("replicas")
     op.drop_table("idempotency_keys")
+    op.drop_index(op.f("ix_audit_logs_team_id_created_at_id"), table_name="audit_logs")
     op.drop_table("audit_logs")
 
 

@@ -159,7 +159,10 @@ def test_a_blocked_version_needs_force(ledger: Ledger, assistant: Assistant) -> 
     with pytest.raises(Conflict):
         back(ledger, assistant, to=number)
     move(ledger, assistant, number, force=True)
-    move(ledger, assistant, 1)
+    move(ledger, assistant, 1, force=True)
+    with ledger.begin() as session:
+        logged = audit.list_audit(session, TEAM, None, 100).rows[-2:]
+        assert [row.data["forced"] for row in logged] == [True, False]
     assert back(ledger, assistant) == number
 
 

@@ -70,3 +70,12 @@ def test_the_matrix_is_one_query_over_every_cell(ledger: Ledger) -> None:
         (2, 1, ("call",), "call", 0.5, 1),
     ]
     assert len([statement for statement in statements if statement.startswith("SELECT")]) == 1
+
+
+def test_an_output_with_a_nul_is_stored_on_both_databases(ledger: Ledger) -> None:
+    base = ledger.version(ledger.assistant(), 0)
+    item = ItemScore(item="a", prompt="p", output="x\0y", expected="e", score=0)
+    with ledger.begin() as session:
+        measurement = Measurement(kind="skill", suite="s", score=0, n=1, low=0, high=1, items=[item])
+        measurements.save_measurement(session, base, measurement)
+        assert measurements.measured_items(session, base, "skill", "s")["a"].output == "x\ufffdy"
