@@ -82,7 +82,8 @@ class EngineClient:
     def probe(self, model: str) -> float:
         """Logprob of one greedy token: proof that the model computes, not only that it is listed."""
         body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0.0, "logprobs": 1}
-        reply = self._post("/v1/completions", body, f"probe '{model}'")
+        response = self._send("POST", "/v1/completions", body, ADMIN_SECONDS)
+        reply = self._json(response, f"probe '{model}'")
         logprobs = reply["choices"][0]["logprobs"]["token_logprobs"]
         if not logprobs or logprobs[0] is None or not math.isfinite(logprobs[0]):
             raise self._refused(f"probe '{model}'", f"logprobs {logprobs} are not finite")

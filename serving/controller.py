@@ -1,0 +1,348 @@
+"""The swap controller: makes the engines serve what the aliases say.
+
+The aliases are intent, the route table is fact (docs/decisions/0001). Every `poll_seconds`, or when
+nudged, the controller reads both sides and works each engine in a thread of its own, so that a slow one
+holds up nobody: load what is missing (verified files, unique name), probe it, flip the route, and later
+unload what no alias names, nobody holds and nobody used for `idle_seconds`. A version that can't be
+loaded leaves the old route as it is.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from domain.errors import CorruptArtifact, EngineUnavailable, RatchetError
+from serving.replica import SERVED_NAME, Files, KnownReplica, Replica, WantedVersion
+from serving.routes import Endpoint, Route, Routes, RouteTable
+
+logger = logging.getLogger(__name__)
+
+Record = Callable[[str, str, str | None, str | None], None]
+"""(assistant id, alias, id of the version that answers for it, why the wanted one does not)."""
+ENSURE_SECONDS = 30.0
+STOP_SECONDS = 5.0
+
+
+class SwapController:
+    """A context manager: its threads run inside the block. Callables may be called from any of them.
+
+    Lock order: a replica's, then _reading or _recording, then _lock, then the route table's.
+    """
+
+    def __init__(
+        self,
+        *,
+        wanted: Callable[[], Sequence[WantedVersion]],
+        replicas: Callable[[], Sequence[KnownReplica]],
+        verify: Callable[[str, str], Path],
+        base_config: Callable[[str], Mapping[str, Any]],
+        record: Record,
+        routes: RouteTable,
+        poll_seconds: float = 1.0,
+        idle_seconds: float = 30.0,
+    ) -> None:
+        self._read_wanted = wanted
+        self._read_replicas = replicas
+        self._files = Files(verify, base_config)
+        self._record = record
+        self._routes = routes
+        self._poll_seconds = poll_seconds
+        self._idle_seconds = idle_seconds
+
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._wanted: dict[tuple[str, str], WantedVersion] = {}
+        """By (assistant id, alias)."""
+        self._serving: dict[tuple[str, str], WantedVersion] = {}
+        """What answers for an alias now: the wanted version, or the one before it."""
+        self._loaded: dict[str, WantedVersion] = {}
+        """Every version that some replica acknowledges, by id."""
+        self._replicas: dict[tuple[str, str], Replica] = {}
+        """By (url, base model)."""
+        self._busy: set[Replica] = set()
+        self._reading = threading.Lock()
+        self._recording = threading.Lock()
+        self._recorded: dict[tuple[str, str], tuple[str | None, str | None]] = {}
+
+        self._nudged = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="swap-controller", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._nudged.set()
+        self._thread.join(STOP_SECONDS)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._busy, STOP_SECONDS)
+            for replica in self._replicas.values():
+                replica.client.close()
+
+    def nudge(self) -> None:
+        """Something changed: look now."""
+        self._nudged.set()
+
+    def wait_serving(self, assistant_id: str, alias: str, version_id: str, timeout: float) -> bool:
+        """Whether the version answers for the alias within `timeout` seconds."""
+
+        def serving() -> bool:
+            version = self._serving.get((assistant_id, alias))
+            return (
+                version is not None and version.version_id == version_id and self._route(version) is not None
+            )
+
+        with self._changed:
+            return self._changed.wait_for(serving, timeout)
+
+    def ensure_loaded(self, wanted: WantedVersion, timeout: float = ENSURE_SECONDS) -> None:
+        """Make the version answer under its number (and its alias, if it is what the alias names now), on
+        at least one engine; what the engines really hold is looked up. It stays for `idle_seconds` at least.
+
+        Raises EngineUnavailable, CorruptArtifact.
+        """
+        give_up_at = time.monotonic() + timeout
+        self._read()
+        with self._lock:
+            candidates = self._candidates(wanted)
+        problem: RatchetError = _no_engine(wanted)
+        for replica in candidates:
+            if not replica.lock.acquire(timeout=max(0.0, give_up_at - time.monotonic())):
+                problem = EngineUnavailable(f"The inference engine at {replica.url} is busy loading.")
+                continue
+            try:
+                self._bring_up(replica, wanted, self._present(replica))
+                break
+            except RatchetError as error:
+                problem = error
+            finally:
+                replica.lock.release()
+        else:
+            raise problem
+        self._flip()
+        self.nudge()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._nudged.clear()
+            try:
+                self._read()
+                self._start_work()
+                self._flip()
+            except Exception:
+                # The ledger is away: routes stay as they are, and the next round tries again.
+                logger.exception("could not reconcile; still serving as before")
+            self._record_changes()
+            self._nudged.wait(self._poll_seconds)
+
+    def _read(self) -> None:
+        """Take over what the ledger says. One reader at a time, or an older answer could win."""
+        with self._reading:
+            wanted, known = self._read_wanted(), self._read_replicas()
+            with self._lock:
+                self._wanted = {(version.assistant_id, version.alias): version for version in wanted}
+                before, self._replicas = self._replicas, {}
+                for one in known:
+                    key = (one.url, one.base_model)
+                    replica = before.get(key)
+                    if replica is None or replica.model_name != one.model_name:
+                        replica = Replica(one)
+                    self._replicas[key] = replica
+
+    def _start_work(self) -> None:
+        with self._lock:
+            idle = [replica for replica in self._replicas.values() if replica not in self._busy]
+            self._busy.update(idle)
+        for replica in idle:
+            threading.Thread(
+                target=self._work, args=(replica,), name=f"swap-{replica.url}", daemon=True
+            ).start()
+
+    def _work(self, replica: Replica) -> None:
+        """One round on one replica."""
+        try:
+            with replica.lock:
+                present = self._present(replica)
+                self._load_missing(replica, present)
+                self._unload_idle(replica, present)
+        except EngineUnavailable as error:
+            logger.debug("round on %s ended: %s", replica.url, error.message)
+        except Exception:
+            logger.exception("a round on %s failed; the next one tries again", replica.url)
+        finally:
+            with self._changed:
+                self._busy.discard(replica)
+                behind = self._behind(replica)
+                self._changed.notify_all()
+            self._record_changes()
+            if behind:  # a nudge came while this round was on its way
+                self.nudge()
+
+    def _load_missing(self, replica: Replica, present: set[str]) -> None:
+        """Bring up what is needed and flip after each; what fails is remembered and stops nothing else."""
+        with self._lock:
+            needed = {replica.engine_model(version): version for version in self._needed(replica)}
+        for version in needed.values():
+            try:
+                self._bring_up(replica, version, present)
+            except RatchetError as error:
+                logger.debug("%s", error.message)
+            self._flip()
+            self._record_changes()
+
+    def _present(self, replica: Replica) -> set[str]:
+        """The engine's models; what it lost by a restart is no longer acknowledged."""
+        try:
+            present = replica.client.models()
+        except EngineUnavailable as error:
+            with self._lock:
+                # Its acknowledgements stay: an engine too busy to list its models still answers requests.
+                if replica.unreachable is None:
+                    logger.warning("%s", error.message)
+                replica.unreachable = error
+            self._flip()
+            raise
+        with self._lock:
+            replica.unreachable = None
+            replica.acknowledged &= present
+        self._flip()
+        return present
+
+    def _bring_up(self, replica: Replica, wanted: WantedVersion, present: set[str]) -> None:
+        """With replica.lock held. Raises the last error while it is too early to try again."""
+        name = replica.engine_model(wanted)
+        with self._lock:
+            waiting = replica.waiting(name)
+            acknowledged = name in replica.acknowledged
+        if waiting is not None:
+            raise waiting
+        if not acknowledged:
+            try:
+                replica.bring_up(wanted, present, self._files)
+            except (RatchetError, OSError) as error:
+                problem = error if isinstance(error, RatchetError) else CorruptArtifact(str(error))
+                with self._lock:
+                    replica.failed(name, problem)
+                raise problem from error
+        with self._lock:
+            replica.acknowledged.add(name)
+            replica.failures.pop(name, None)
+            self._loaded[wanted.version_id] = wanted
+            self._routes.touch(replica.endpoint(wanted))
+
+    def _unload_idle(self, replica: Replica, present: set[str]) -> None:
+        for name in present - {replica.model_name}:
+            if SERVED_NAME.search(name) is None:
+                continue
+            with self._lock:
+                # In one step with the flips: a version that an alias takes up again is either still
+                # routed, or no longer acknowledged and loaded afresh.
+                needed = {replica.engine_model(version) for version in self._needed(replica)}
+                endpoint = Endpoint(replica.url, name)
+                if name in needed or not self._routes.retire(endpoint, self._idle_seconds):
+                    continue
+                replica.acknowledged.discard(name)
+            replica.client.unload(name)
+            logger.info("unloaded %s from %s", name, replica.url)
+
+    def _flip(self) -> None:
+        """Route every alias to its wanted version where a replica acknowledges that, else leave it."""
+        with self._changed:
+            aliases = {}
+            for key, wanted in self._wanted.items():
+                before = self._serving.get(key)
+                chosen = wanted
+                route = self._route(wanted)
+                if route is None and before is not None:
+                    chosen, route = before, self._route(before)
+                if route is None:
+                    continue
+                if before is None or before.version_id != chosen.version_id:
+                    logger.info("%s@%s -> v%d", wanted.assistant_name, wanted.alias, chosen.number)
+                self._serving[key] = chosen
+                aliases[wanted.team_id, wanted.assistant_name, wanted.alias] = route
+            for key in self._serving.keys() - self._wanted.keys():
+                del self._serving[key]
+            versions = {}
+            for version in list(self._loaded.values()):
+                route = self._route(version)
+                if route is None:
+                    del self._loaded[version.version_id]
+                else:
+                    versions[version.team_id, version.assistant_name, version.number] = route
+            self._routes.replace(Routes(aliases, versions))
+            self._changed.notify_all()
+
+    def _record_changes(self) -> None:
+        """Tell the ledger what changed. One teller at a time, or an older state could be told last."""
+        with self._recording:
+            with self._lock:
+                states = {key: self._state(key, wanted) for key, wanted in self._wanted.items()}
+            for key, state in states.items():
+                if self._recorded.get(key, (None, None)) == state:
+                    continue
+                try:
+                    self._record(*key, *state)
+                except Exception:
+                    # The ledger is away: serving goes on, and the next round tells it.
+                    logger.exception("could not record what serves")
+                    return
+                self._recorded[key] = state
+
+    def _state(self, key: tuple[str, str], wanted: WantedVersion) -> tuple[str | None, str | None]:
+        """(id of the version that answers, why it is not the wanted one). With _lock held."""
+        serving = self._serving.get(key)
+        if serving is not None and self._route(serving) is None:
+            serving = None
+        if serving is not None and serving.version_id == wanted.version_id:
+            return serving.version_id, None
+        errors = []
+        for replica in self._candidates(wanted):
+            failure = replica.failures.get(replica.engine_model(wanted))
+            if failure is not None:
+                errors.append(failure.error.message)
+            elif replica.unreachable is not None:
+                errors.append(replica.unreachable.message)
+        if not self._candidates(wanted):
+            errors.append(_no_engine(wanted).message)
+        return serving.version_id if serving is not None else None, "; ".join(errors) or None
+
+    def _route(self, version: WantedVersion) -> Route | None:
+        """The replicas that acknowledge the version; those that don't answer only if no other does. With
+        _lock held."""
+        able = [
+            replica
+            for replica in self._candidates(version)
+            if replica.engine_model(version) in replica.acknowledged
+        ]
+        chosen = [replica for replica in able if replica.unreachable is None] or able
+        endpoints = tuple(replica.endpoint(version) for replica in chosen)
+        return Route(version.version_id, version.number, endpoints) if endpoints else None
+
+    def _needed(self, replica: Replica) -> list[WantedVersion]:
+        """What the replica must hold: the wanted versions, and those that still answer in their stead.
+        With _lock held."""
+        versions = [*self._wanted.values(), *self._serving.values()]
+        return [version for version in versions if version.base_model == replica.base_model]
+
+    def _behind(self, replica: Replica) -> bool:
+        """Whether there is something to load right now. With _lock held."""
+        return replica.unreachable is None and any(
+            name not in replica.acknowledged and replica.waiting(name) is None
+            for name in map(replica.engine_model, self._needed(replica))
+        )
+
+    def _candidates(self, version: WantedVersion) -> list[Replica]:
+        return [one for one in self._replicas.values() if one.base_model == version.base_model]
+
+
+def _no_engine(wanted: WantedVersion) -> EngineUnavailable:
+    return EngineUnavailable(f"No inference engine is registered for the base model '{wanted.base_model}'.")

@@ -1,0 +1,134 @@
+"""One inference engine as the swap controller knows it, and how a version is brought up on it."""
+
+import contextlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from domain.errors import EngineUnavailable, RatchetError
+from serving.client import EngineClient
+from serving.routes import Endpoint
+from serving.validation import validate_adapter
+
+logger = logging.getLogger(__name__)
+
+SERVED_NAME = re.compile(r".-v\d+-[0-9a-f]{8}$")
+"""`<assistant>-v<n>-<8 hex of the manifest's sha256>`: adapters of the controller's own. Others on the
+engine (an evaluation's private ones) are not its business."""
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
+
+
+class WantedVersion(Protocol):
+    """A version that must answer for `assistant_name@alias` (`v7` when it was asked for by number)."""
+
+    @property
+    def assistant_id(self) -> str: ...
+    @property
+    def assistant_name(self) -> str: ...
+    @property
+    def team_id(self) -> str: ...
+    @property
+    def alias(self) -> str: ...
+    @property
+    def version_id(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def served_name(self) -> str: ...
+    @property
+    def manifest_sha256(self) -> str | None:
+        """None for the bare base model, which needs no loading."""
+
+    @property
+    def base_model(self) -> str: ...
+
+
+class KnownReplica(Protocol):
+    """An inference engine as the ledger knows it."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def base_model(self) -> str: ...
+    @property
+    def model_name(self) -> str:
+        """Under which it serves the bare base model."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where versions' files come from."""
+
+    verify: Callable[[str, str], Path]
+    """(version id, manifest sha256) -> its folder, every byte compared; raises CorruptArtifact."""
+    base_config: Callable[[str], Mapping[str, Any]]
+    """Base model's name -> its config.json."""
+
+
+@dataclass
+class Failure:
+    error: RatchetError
+    times: int
+    retry_at: float
+    """time.monotonic"""
+
+
+class Replica:
+    """`lock` serialises what changes the engine; `acknowledged`, `failures` and `unreachable` are guarded
+    by the controller's lock."""
+
+    def __init__(self, known: KnownReplica) -> None:
+        self.url = known.url
+        self.base_model = known.base_model
+        self.model_name = known.model_name
+        self.client = EngineClient(known.url)
+        self.lock = threading.Lock()
+        self.acknowledged: set[str] = set()
+        """Engine models that answered a probe."""
+        self.failures: dict[str, Failure] = {}
+        self.unreachable: EngineUnavailable | None = None
+
+    def engine_model(self, wanted: WantedVersion) -> str:
+        return self.model_name if wanted.manifest_sha256 is None else wanted.served_name
+
+    def endpoint(self, wanted: WantedVersion) -> Endpoint:
+        return Endpoint(self.url, self.engine_model(wanted))
+
+    def bring_up(self, wanted: WantedVersion, present: set[str], files: Files) -> None:
+        """Load the version unless it is among the engine's `present` models, and probe it; `lock` is held.
+
+        Files are verified before every load. Raises EngineUnavailable, CorruptArtifact.
+        """
+        name = self.engine_model(wanted)
+        if name not in present:
+            if wanted.manifest_sha256 is None:
+                raise EngineUnavailable(f"The inference engine at {self.url} serves no model '{name}'.")
+            folder = files.verify(wanted.version_id, wanted.manifest_sha256)
+            validate_adapter(folder, files.base_config(wanted.base_model))
+            self.client.load(name, folder)
+            logger.info("loaded %s on %s", name, self.url)
+        try:
+            self.client.probe(name)
+        except EngineUnavailable:
+            if wanted.manifest_sha256 is not None:
+                # The next attempt shall start from verified files again.
+                with contextlib.suppress(EngineUnavailable):
+                    self.client.unload(name)
+            raise
+
+    def failed(self, name: str, error: RatchetError) -> None:
+        """Remember it, and when to try again: 1 s, 2 s, 4 s ... up to a minute."""
+        times = self.failures[name].times + 1 if name in self.failures else 1
+        delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (times - 1))
+        self.failures[name] = Failure(error, times, time.monotonic() + delay)
+        logger.warning("%s on %s: %s; next attempt in %.0f s", name, self.url, error.message, delay)
+
+    def waiting(self, name: str) -> RatchetError | None:
+        """The last error while it is too early to try again."""
+        failure = self.failures.get(name)
+        return failure.error if failure is not None and failure.retry_at > time.monotonic() else None
