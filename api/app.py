@@ -5,7 +5,6 @@ from contextlib import ExitStack, asynccontextmanager
 
 import httpx
 from fastapi import FastAPI
-from serving.routes import RouteTable
 
 from api import errors, gateway
 from api.context import Context
@@ -27,11 +26,12 @@ from api.routes import (
     updates,
     versions,
 )
-from api.swaps import start_controller
+from api.swaps import make_controller
 from artifacts.store import ArtifactStore
 from domain.settings import Settings
 from registry.session import make_engine, make_sessions
 from serving.client import KEEP_ALIVE_SECONDS
+from serving.routes import RouteTable
 
 _ENGINE_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 """Between two bytes of a reply: a whole reply comes at once, after all of its tokens."""
@@ -58,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             producer = UpdateProducer(chosen.resolved_broker_url)
             stack.callback(producer.close)
             routes = RouteTable()
-            controller = stack.enter_context(start_controller(chosen, sessions, store, routes))
+            controller = stack.enter_context(make_controller(chosen, sessions, store, routes))
             async with httpx.AsyncClient(
                 timeout=_ENGINE_TIMEOUT, limits=_ENGINE_LIMITS, trust_env=False
             ) as engines:
@@ -73,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     engines=engines,
                     metrics=metrics,
                 )
+                metrics.watch_serving(lambda: _serving(routes))
                 yield
 
     app = FastAPI(
@@ -101,3 +102,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.include_router(dashboard)
     return app
+
+
+def _serving(table: RouteTable) -> list[tuple[str, str, int]]:
+    """(assistant, alias, version number) as the gateway routes them now."""
+    return [
+        (assistant, alias, route.version_number)
+        for (_, assistant, alias), route in table.routes.aliases.items()
+    ]

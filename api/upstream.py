@@ -11,12 +11,12 @@ import anyio
 import httpx
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from serving.routes import Lease
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import error_body, error_response
 from domain.errors import EngineUnavailable
+from serving.routes import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -43,19 +43,19 @@ class Upstream:
 
 async def open_upstream(
     client: httpx.AsyncClient,
-    take_lease: Callable[[int], Awaitable[Lease]],
+    take_lease: Callable[[bool], Awaitable[Lease]],
     path: str,
     payload: dict[str, Any],
     request_id: str,
 ) -> Upstream:
     """Send the request, at most ATTEMPTS times, and wait for the head of the reply.
 
-    `take_lease(attempt)` resolves the model anew for each attempt. Raises EngineUnavailable when no
-    engine begins a reply.
+    `take_lease(lost)` resolves the model anew for each attempt; `lost` tells that the engine of the last
+    one did not have it loaded. Raises EngineUnavailable when no engine begins a reply.
     """
-    problem = ""
-    for attempt in range(ATTEMPTS):
-        lease = await take_lease(attempt)
+    problem, lost = "", False
+    for _ in range(ATTEMPTS):
+        lease = await take_lease(lost)
         try:
             request = client.build_request(
                 "POST",
@@ -76,6 +76,7 @@ async def open_upstream(
             if response.status_code not in (404, 503):
                 return upstream
             # 404: an engine that started anew has lost its adapters. 503: it is stopping.
+            lost = response.status_code == 404
             problem = f"HTTP {response.status_code} for '{lease.engine_model}'"
             logger.warning("engine %s: %s", lease.url, problem)
             await upstream.aclose()

@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from pydantic import JsonValue
 from sqlalchemy.orm import Session
 
 from api.context import ACTOR, Ctx, Reading, Team
@@ -117,7 +118,7 @@ def _parse(body: bytes, media_type: str) -> list[tuple[int, Demonstration]]:
     )
 
 
-def _demonstrations_field(body: bytes) -> list[object]:
+def _demonstrations_field(body: bytes) -> list[JsonValue]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -129,7 +130,7 @@ def _demonstrations_field(body: bytes) -> list[object]:
     for name in value:
         if name != "demonstrations":
             raise InvalidInput(f"Unknown field '{name}'.", param=name)
-    found: list[object] = value["demonstrations"]
+    found: list[JsonValue] = value["demonstrations"]
     return found
 
 

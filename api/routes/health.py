@@ -50,8 +50,6 @@ def _engine_urls(context: Context) -> dict[str, list[str]]:
     with context.sessions() as session:
         used = serving.base_models_in_use(session)
         replicas = serving.replicas(session)
-    if context.settings.engine_url is not None:
-        return {base_model: [context.settings.engine_url] for base_model in used}
     return {name: [one.url for one in replicas if one.base_model == name] for name in used}
 
 

@@ -1,0 +1,86 @@
+"""The swap controller over this installation's ledger, version files and base models."""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from sqlalchemy.orm import Session, sessionmaker
+
+from artifacts import base_models
+from artifacts.store import ArtifactStore
+from domain.settings import Settings
+from registry import serving
+from registry.serving import Wanted
+from registry.tables import Replica
+from serving.controller import SwapController
+from serving.routes import RouteTable
+
+logger = logging.getLogger(__name__)
+
+ENGINE_SECONDS = 2.0
+
+
+def make_controller(
+    settings: Settings, sessions: sessionmaker[Session], store: ArtifactStore, routes: RouteTable
+) -> SwapController:
+    """A controller that keeps `routes`; enter it to start its thread."""
+    ledger = _Ledger(settings, sessions)
+    return SwapController(
+        wanted=ledger.wanted,
+        replicas=ledger.replicas,
+        verify=store.verify,
+        base_config=ledger.base_config,
+        record=ledger.record,
+        routes=routes,
+    )
+
+
+class _Ledger:
+    """Each method is a short transaction of its own, called from the controller's threads."""
+
+    def __init__(self, settings: Settings, sessions: sessionmaker[Session]) -> None:
+        self._settings = settings
+        self._sessions = sessions
+
+    def wanted(self) -> list[Wanted]:
+        with self._sessions() as session:
+            return serving.wanted(session)
+
+    def replicas(self) -> list[Replica]:
+        """The registered engines; the one that the settings name is registered when it first answers."""
+        with self._sessions() as session:
+            known = serving.replicas(session)
+            used = serving.base_models_in_use(session)
+        url = self._settings.engine_url
+        if url is None or any(replica.url == url for replica in known):
+            return known
+        served = _served_bases(url)
+        for base_model in used:
+            if base_model in served:
+                with self._sessions.begin() as session:
+                    serving.register_replica(session, url, base_model, base_model)
+                    return serving.replicas(session)
+        return known
+
+    def record(self, assistant_id: str, alias: str, version_id: str | None, error: str | None) -> None:
+        with self._sessions.begin() as session:
+            serving.record_serving(session, assistant_id, alias, version_id, error)
+
+    def base_config(self, base_model: str) -> Mapping[str, Any]:
+        folder = base_models.resolve(base_model, self._settings.cache_dir).path
+        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+        return config
+
+
+def _served_bases(url: str) -> set[str]:
+    """Names under which the engine serves bare base models; adapters have a parent."""
+    try:
+        reply = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=ENGINE_SECONDS, trust_env=False)
+        reply.raise_for_status()
+        cards = reply.json()["data"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        logger.warning("engine %s does not list its models: %s", url, error)
+        return set()
+    return {str(card["id"]) for card in cards if card.get("parent") is None}

@@ -1,0 +1,46 @@
+"""Which request fields reach an engine."""
+
+from typing import Any, get_type_hints
+
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from api.gateway_fields import CHAT_FORWARDED, IGNORED, TEXT_FORWARDED, UNSUPPORTED, forwarded
+from domain.errors import InvalidInput
+
+
+def documented(params: Any) -> set[str]:
+    return set(get_type_hints(params.CompletionCreateParamsNonStreaming))
+
+
+def test_every_documented_field_of_openai_has_a_fate() -> None:
+    assert documented(chat_create_params) - {"messages"} <= CHAT_FORWARDED | IGNORED | UNSUPPORTED
+    assert documented(completion_create_params) <= TEXT_FORWARDED | IGNORED | UNSUPPORTED
+
+
+def test_the_three_fates_are_disjoint() -> None:
+    assert not (CHAT_FORWARDED | TEXT_FORWARDED) & (IGNORED | UNSUPPORTED)
+    assert not IGNORED & UNSUPPORTED
+
+
+def test_hints_and_nulls_do_not_reach_the_engine() -> None:
+    body = {"model": "a", "messages": [], "user": "u", "store": True, "stop": None, "top_k": 3, "audio": None}
+    assert forwarded(body, CHAT_FORWARDED) == {"model": "a", "messages": [], "top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("field", "code"),
+    [
+        ("prompt_logprobs", "unknown_parameter"),
+        ("chat_template", "unknown_parameter"),
+        ("chat_template_kwargs", "unknown_parameter"),
+        ("lora_path", "unknown_parameter"),
+        ("prompt", "unknown_parameter"),
+        ("web_search_options", "unsupported_parameter"),
+    ],
+)
+def test_other_fields_are_refused_by_name(field: str, code: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        forwarded({"model": "a", "messages": [], field: {}}, CHAT_FORWARDED)
+    assert (refused.value.param, refused.value.code) == (field, code)
