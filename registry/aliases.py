@@ -1,6 +1,6 @@
 """Aliases: movable names for versions, each move compare-and-set, with append-only history."""
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -106,7 +106,8 @@ def move_alias(
     if current is None:
         _create(session, assistant, move)
     else:
-        _point(session, current, move)
+        # Compared above and set here under one row lock.
+        current.version_id, current.revision, current.updated_at = version.id, move.revision, move.created_at
     session.add(move)
     session.flush()
     audit.record(
@@ -237,16 +238,3 @@ def _create(session: Session, assistant: Assistant, move: AliasMove) -> None:
         if not violates_unique(error):
             raise
         raise RevisionMismatch(f"'{move.alias}' was created by someone else.", param="If-Match") from error
-
-
-def _point(session: Session, alias: Alias, move: AliasMove) -> None:
-    moved = session.execute(
-        update(Alias)
-        .where(Alias.id == alias.id, Alias.revision == move.revision - 1)
-        .values(version_id=move.to_version_id, revision=move.revision, updated_at=move.created_at)
-        .returning(Alias.id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if moved is None:
-        raise RevisionMismatch(f"'{alias.name}' was moved by someone else.", param="If-Match")
-    session.refresh(alias)
