@@ -4,8 +4,11 @@ A message carries an update's id and nothing else. It may be lost, doubled or la
 database decides who runs what (registry.updates.claim), and the dispatcher nudges again.
 """
 
+import logging
+from typing import Any
+
 from celery import Celery
-from celery.signals import worker_init, worker_process_init, worker_shutting_down
+from celery.signals import after_setup_logger, worker_init, worker_process_init, worker_shutting_down
 
 from domain.settings import Settings
 from worker import shutdown
@@ -30,6 +33,13 @@ app.conf.update(
     broker_connection_max_retries=None,
     broker_transport_options={"socket_timeout": BROKER_PATIENCE_SECONDS, "max_retries": 0},
 )
+
+
+@after_setup_logger.connect  # type: ignore[untyped-decorator]
+def quieten(**_: Any) -> None:
+    """An evaluation is thousands of requests, and httpx tells of each."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
 
 worker_init.connect(shutdown.prepare)
 worker_process_init.connect(shutdown.enter_child)

@@ -22,7 +22,7 @@ from worker.app import QUEUE, app
 
 logger = logging.getLogger(__name__)
 
-RENUDGE_SECONDS = 15.0
+RENUDGE_SECONDS = 5.0
 """How long a nudge may stay unanswered before the broker counts as having lost it."""
 
 

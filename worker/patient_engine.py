@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -38,6 +39,16 @@ class PatientEngine:
         self._lease = lease
         self._lock = threading.Lock()
         self._replica: tuple[EngineClient, str] | None = None
+        self._clients: list[EngineClient] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for client in self._clients:
+            client.close()
 
     def call(self, action: Callable[[EngineClient, str], Result]) -> Result:
         """What `action(client, name of the bare base model)` returns."""
@@ -90,9 +101,9 @@ class PatientEngine:
             ]
         for url, model_name in known:
             client = EngineClient(url)
+            self._clients.append(client)  # closed at the end only: other threads may still wait on it
             if client.healthy():
                 return client, model_name
-            client.close()
         at = f" ({', '.join(url for url, _ in known)})" if known else ""
         raise EngineUnavailable(f"No inference engine answers for '{self._base_model}'{at}.")
 

@@ -173,9 +173,9 @@ class Story:
     def _evaluate(self, brief: Brief, candidate: Path) -> Scores:
         self._journal.enter(Phase.EVALUATING)
         check_candidate(candidate, self._base(brief))
-        engine = PatientEngine(self._sessions, brief.base_model, self._lease)
         evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
-        return evaluation.run(engine, candidate, self._parent_adapter(brief))
+        with PatientEngine(self._sessions, brief.base_model, self._lease) as engine:
+            return evaluation.run(engine, candidate, self._parent_adapter(brief))
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:
         self._journal.enter(Phase.GATING)

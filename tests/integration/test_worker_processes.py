@@ -19,7 +19,7 @@ def stack() -> Iterator[Stack]:
 
 
 def test_sigterm_gives_the_update_back_with_a_checkpoint(stack: Stack) -> None:
-    stack.plan(steps=40, step_seconds=0.1, checkpoint_every=1000)
+    stack.plan(steps=30, step_seconds=0.1, checkpoint_every=1000)
     assistant = stack.assistant()
     update_id = stack.teach(assistant, "route")
     stack.start_broker()
@@ -36,13 +36,13 @@ def test_sigterm_gives_the_update_back_with_a_checkpoint(stack: Stack) -> None:
     update = stack.update(update_id)
     assert (update.status, update.lease_until) == ("queued", None)
     before = stack.steps(update_id)
-    assert len(before) < 40
+    assert len(before) < 30
     assert stack.living() == []
 
     stack.start_worker()
     stack.start_dispatcher()
     assert stack.finished(update_id).status == "succeeded"
-    assert stack.steps(update_id) == list(range(1, 41))
+    assert stack.steps(update_id) == list(range(1, 31))
     assert stack.champion(assistant) == 1
 
 
@@ -93,7 +93,9 @@ def test_a_frozen_worker_is_replaced_and_publishes_nothing_when_it_thaws(stack: 
     for process in (child, psutil.Process(frozen.pid)):
         process.resume()
     # Its task ends: Celery replaces a pool process after every task.
-    stack.until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the thawed task's end")
+    stack.until(
+        lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the thawed task's end"
+    )
     assert [version.id for version in stack.versions()] == [version.id for version in published]
     assert len(published) == 1
     assert stack.update(update_id).fence == 2

@@ -189,8 +189,26 @@ def test_cancel_while_training(stack: Stack, desk: Desk) -> None:
     assert len(stack.steps(update_id)) < 100
 
 
+def test_cancel_while_measuring(stack: Stack, desk: Desk) -> None:
+    assistant = stack.assistant()
+    update_id = stack.teach(assistant, "route")
+
+    def cancel(model: str) -> None:
+        if model.startswith("cand-"):
+            stack.engine.on_chat = lambda model: None
+            with stack.sessions.begin() as session:
+                updates.request_cancel(session, updates.get_update(session, TEAM, update_id), "user")
+
+    stack.engine.on_chat = cancel
+    update = desk.run(update_id)
+    assert (update.status, update.version_id) == ("cancelled", None)
+    assert stack.champion(assistant) == 0
+    assert stack.artifacts() == []
+    assert stack.engine.loaded == {}
+
+
 def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(stack: Stack, desk: Desk) -> None:
-    stack.plan(steps=20, step_seconds=0.1, checkpoint_every=1000)
+    stack.plan(steps=16, step_seconds=0.1, checkpoint_every=1000)
     assistant = stack.assistant()
     update_id = stack.teach(assistant, "route")
 
@@ -205,8 +223,8 @@ def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(stack: Stack, desk:
     with stack.sessions.begin() as session:
         updates.resume(session, updates.get_update(session, TEAM, update_id), "user")
     assert desk.run(update_id).status == "succeeded"
-    assert stack.steps(update_id) == list(range(1, 21))
-    assert 2 <= len(before) < 20
+    assert stack.steps(update_id) == list(range(1, 17))
+    assert 2 <= len(before) < 16
     assert stack.champion(assistant) == 1
 
 

@@ -51,6 +51,7 @@ class Stack:
             "RATCHET_HEARTBEAT_SECONDS": str(lease_seconds / 6),
             "RATCHET_SWEEP_SECONDS": "0.2",
             "RATCHET_TRAINER_THREADS": "1",
+            "RATCHET_GENERAL_SUITE_DIR": str(self._general_suite()),
             "STANDIN_DIR": str(self.home),
             "OMP_NUM_THREADS": "1",
         }
@@ -260,6 +261,17 @@ class Stack:
                     state = serving.serving_state(session, want.assistant_id, want.alias)
                     if state is None or state.version_id != want.version_id:
                         serving.record_serving(session, want.assistant_id, want.alias, want.version_id, None)
+
+    def _general_suite(self) -> Path:
+        """Small, because most of these tests wait for it."""
+        folder = self.home / "general"
+        folder.mkdir()
+        rows = [
+            {"doc_id": n, "query": f"{n} + 1 =", "choices": [str(n + 1), "none"], "gold": 0}
+            for n in range(10)
+        ]
+        (folder / "sums.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        return folder
 
     def _base_model(self) -> Path:
         """A folder that passes for a base model: shapes without weights worth the name."""
