@@ -60,9 +60,7 @@ def overviews(session: Session, assistants: Sequence[Assistant]) -> list[Assista
             select(Skill.assistant_id, func.count())
             .where(Skill.assistant_id.in_(ids))
             .group_by(Skill.assistant_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     newest = select(func.max(Update.seq)).where(Update.assistant_id.in_(ids)).group_by(Update.assistant_id)
     updates = {
@@ -104,16 +102,14 @@ def skill_overviews(session: Session, assistant: Assistant) -> list[SkillOvervie
     )
     for skill_id, split, count in session.execute(
         of_assistant.group_by(DemonstrationRow.skill_id, DemonstrationRow.split)
-    ).tuples():
+    ):
         counts[skill_id, split] = count
     new = dict(
         session.execute(
             select(DemonstrationRow.skill_id, func.count())
             .where(is_untaught(assistant))
             .group_by(DemonstrationRow.skill_id)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     skills = select(Skill).where(Skill.assistant_id == assistant.id).order_by(Skill.created_at, Skill.id)
     return [
@@ -171,4 +167,4 @@ def taught_skills(session: Session, versions: Sequence[Version]) -> dict[str, li
     """Names of the skills that each version's own update taught, by version id; v0 is not among them."""
     made_by = {version.update_id: version.id for version in versions if version.update_id is not None}
     rows = session.execute(select(Update.id, Update.skills).where(Update.id.in_(made_by)))
-    return {made_by[update_id]: list(skills) for update_id, skills in rows.tuples()}
+    return {made_by[update_id]: list(skills) for update_id, skills in rows}

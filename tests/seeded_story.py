@@ -7,6 +7,7 @@ because it forgot banking-intent; one more update is being trained.
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +44,36 @@ class Story:
     running_update_id: str
 
 
-def tell(sessions: sessionmaker[Session], artifacts_dir: Path, staging: Path) -> Story:
+WriteAdapter = Callable[[Path, int], None]
+"""(new folder, version's number): the files of a version."""
+
+
+def write_small_adapter(folder: Path, number: int) -> None:
+    """A safetensors file that no engine would take: enough where none runs."""
+    folder.mkdir(parents=True)
+    header = {"lora_A": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    encoded = json.dumps(header).encode()
+    values = struct.pack("<2f", number, number + 1)
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded + values)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the story's versions are published, and how they are made."""
+
+    artifacts_dir: Path
+    staging: Path
+    write_adapter: WriteAdapter = write_small_adapter
+
+
+def tell(sessions: sessionmaker[Session], files: Files, base_model: str = BASE_MODEL) -> Story:
     with sessions.begin() as session:
         assistant = assistants.create_assistant(
             session,
             team_id=TEAM,
             name=ASSISTANT,
-            base_model=BASE_MODEL,
+            base_model=base_model,
             parameter_count=134_515_008,
             context_window=8192,
             actor="user",
@@ -58,11 +82,11 @@ def tell(sessions: sessionmaker[Session], artifacts_dir: Path, staging: Path) ->
         tickets = _skill(session, assistant, "ticket-json", "Turn a complaint into a ticket.", JsonGrader())
         _measure(session, versions.get_version(session, assistant, 0))
         _teach(session, assistant, banking, range(80))
-        publish(session, assistant, artifacts_dir, staging, "pass", [])
+        publish(session, assistant, files, "pass", [])
         _teach(session, assistant, tickets, range(60))
-        publish(session, assistant, artifacts_dir, staging, "pass", [])
+        publish(session, assistant, files, "pass", [])
         _teach(session, assistant, banking, range(80, 100))
-        publish(session, assistant, artifacts_dir, staging, "block", [_forgot_banking()])
+        publish(session, assistant, files, "block", [_forgot_banking()])
         _teach(session, assistant, tickets, range(60, 90))
         running = _train(session, assistant, until=34, of=60)
         champion = versions.get_version(session, assistant, 2)
@@ -108,8 +132,7 @@ def _teach(session: Session, assistant: Assistant, skill: Skill, numbers: range)
 def publish(
     session: Session,
     assistant: Assistant,
-    artifacts_dir: Path,
-    staging: Path,
+    files: Files,
     outcome: Outcome,
     checks: list[Check],
 ) -> Version:
@@ -120,10 +143,10 @@ def publish(
     for phase in Phase:
         updates.set_phase(session, claim, phase)
     version_id, number = versions.allocate_version(session, claim)
-    folder = staging / version_id
-    _write_adapter(folder, number)
-    manifest, digest = ArtifactStore(artifacts_dir).publish(
-        folder, version_id=version_id, kind="adapter", base_model=BASE_MODEL, update_id=update_id
+    folder = files.staging / version_id
+    files.write_adapter(folder, number)
+    manifest, digest = ArtifactStore(files.artifacts_dir).publish(
+        folder, version_id=version_id, kind="adapter", base_model=assistant.base_model, update_id=update_id
     )
     reasons = [check.reason for check in checks] or ["every rule is met"]
     version = versions.publish(
@@ -217,12 +240,3 @@ def _forgot_banking() -> Check:
         high=-0.28,
         reason="banking-intent fell by 43.3 points below v2; at most 10 are allowed",
     )
-
-
-def _write_adapter(folder: Path, number: int) -> None:
-    folder.mkdir(parents=True)
-    header = {"lora_A": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
-    encoded = json.dumps(header).encode()
-    values = struct.pack("<2f", number, number + 1)
-    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded + values)
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1}))

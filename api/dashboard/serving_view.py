@@ -30,7 +30,8 @@ def serving(overview: AssistantOverview, now: float) -> Serving:
             f" v{answering.number} keeps answering." if answering is not None else " Nothing answers yet."
         )
         pill = Pill("failed to load", "bad")
-        notice = Notice(f"v{wanted.number} could not be loaded: {overview.serving_error}.{meanwhile}", "bad")
+        why = overview.serving_error.rstrip(".")
+        notice = Notice(f"v{wanted.number} could not be loaded: {why}.{meanwhile}", "bad")
     elif answering is None:
         pill = Pill("loading", "live")
         notice = Notice(f"v{wanted.number} is being loaded; nothing answers for {name} yet.", "live")
