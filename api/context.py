@@ -6,8 +6,6 @@ from typing import Annotated
 
 import httpx
 from fastapi import Depends, Request
-from serving.controller import SwapController
-from serving.routes import RouteTable
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.metrics import Metrics
@@ -15,6 +13,8 @@ from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
 from artifacts.store import ArtifactStore
 from domain.settings import Settings
+from serving.controller import SwapController
+from serving.routes import RouteTable
 
 ACTOR = "user"
 """Who moves things through the API, in history and audit log."""

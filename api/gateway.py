@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from serving.routes import Lease
+from sqlalchemy.orm import Session
 
 from api.context import Context, Ctx, Team
 from api.errors import domain_error_response, error_response
@@ -21,8 +22,11 @@ from api.upstream import (
     rewrite_reply,
     unless_disconnected,
 )
-from domain.errors import EngineUnavailable, InvalidInput, RatchetError
-from domain.version import ModelName
+from domain.errors import EngineUnavailable, InvalidInput, NotFound, RatchetError
+from domain.version import CHAMPION, ModelName
+from registry import aliases, assistants, versions
+from registry.serving import wanted_version
+from serving.routes import NOT_ROUTED, Lease
 
 router = APIRouter(tags=["openai"])
 
@@ -52,13 +56,37 @@ class Call:
         self._started_at = time.perf_counter()
         self._began = False
 
-    async def lease(self, name: ModelName, attempt: int) -> Lease:
+    async def lease(self, name: ModelName, lost: bool) -> Lease:
         """A version that answers for `name`, held until released.
 
-        A version without an alias is loaded on demand; so is one that its engine lost, at the second
-        attempt. Raises NotFound, EngineUnavailable.
+        The database is asked only for what is not routed: a version without an alias, which is loaded on
+        demand, or one that its engine `lost`. Raises NotFound, EngineUnavailable, CorruptArtifact.
         """
-        raise NotImplementedError
+        routes = self.context.routes
+        lease = None
+        if not lost:
+            try:
+                lease = routes.lease(self.team_id, name)
+            except EngineUnavailable as error:
+                if error.code != NOT_ROUTED:
+                    raise
+        if lease is None:
+            number = await run_in_threadpool(self._load, name)
+            lease = routes.lease(self.team_id, ModelName(name.assistant, None, number))
+        self.assistant, self.version = name.assistant, f"v{lease.version_number}"
+        return lease
+
+    def _load(self, name: ModelName) -> int:
+        """Number of the version that `name` means, once it answers."""
+        with self.context.sessions() as session:
+            try:
+                number = _number(session, self.team_id, name)
+                wanted = wanted_version(session, self.team_id, name.assistant, number)
+            except NotFound as error:
+                raise model_not_found(_spelled(name)) from error
+        self.assistant = name.assistant
+        self.context.controller.ensure_loaded(wanted)
+        return number
 
     def began(self) -> None:
         """The first byte of the reply is here."""
@@ -103,7 +131,7 @@ async def _forward(request: Request, call: Call, path: str, allowed: frozenset[s
         request,
         open_upstream(
             call.context.engines,
-            lambda attempt: call.lease(name, attempt),
+            lambda lost: call.lease(name, lost),
             path,
             payload,
             request.state.request_id,
@@ -129,6 +157,21 @@ async def _whole_reply(request: Request, call: Call, upstream: Upstream, model: 
     if not upstream.response.is_success:
         return engine_refusal(upstream, content, model)
     return JSONResponse(rewrite_reply(content, model))
+
+
+def _number(session: Session, team_id: str, name: ModelName) -> int:
+    """Raises NotFound. An assistant's id is no model name."""
+    if name.version is not None:
+        return name.version
+    assistant = assistants.get_assistant(session, team_id, name.assistant)
+    alias = aliases.get_alias(session, assistant, name.alias or CHAMPION)
+    return versions.get_version(session, assistant, alias.version_id).number
+
+
+def _spelled(name: ModelName) -> str:
+    if name.version is not None:
+        return f"{name.assistant}@v{name.version}"
+    return name.assistant if name.alias == CHAMPION else f"{name.assistant}@{name.alias}"
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
