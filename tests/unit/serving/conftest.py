@@ -1,7 +1,9 @@
 """A real HTTP server that answers as an inference engine does, and real (tiny) adapter folders."""
 
+import contextlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,7 +49,8 @@ class EngineServer:
     logprob -len/10; a token is the model's first choice unless it contains a 'z'."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
+        """Notified after every request."""
         self.base = "base"
         self.adapters: dict[str, str] = {}
         self.calls: list[tuple[str, str]] = []
@@ -61,7 +64,10 @@ class EngineServer:
         """Chats wait for it: a request in flight for as long as a test needs."""
         self.chat_gate.set()
         self.failed_chats = 0
+        self.lists = 0
+        """How often the models were asked for: the controller's rounds."""
         self._server: ThreadingHTTPServer | None = None
+        self._connections: list[Any] = []
         self.port = 0
         self.start()
 
@@ -80,7 +86,10 @@ class EngineServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                self._answer(*engine.post(self.path, body))
+                reply = engine.post(self.path, body)
+                with engine.lock:
+                    engine.lock.notify_all()
+                self._answer(*reply)
 
             def _answer(self, status: int, body: Any) -> None:
                 payload = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -97,6 +106,13 @@ class EngineServer:
             daemon_threads = True
             request_queue_size = 64
 
+            def process_request(self, request: Any, client_address: Any) -> None:
+                engine._connections.append(request)
+                super().process_request(request, client_address)
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A connection that `stop` cut."""
+
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -106,6 +122,10 @@ class EngineServer:
         self.chat_gate.set()
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._connections.clear()
 
     def forget_adapters(self) -> None:
         """What a restart does."""
@@ -116,9 +136,15 @@ class EngineServer:
         with self.lock:
             return sum(1 for call in self.calls if call[0] == verb and name in (None, call[1]))
 
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        with self.lock:
+            assert self.lock.wait_for(condition, seconds), "the engine never came to this state"
+
     def get(self, path: str) -> tuple[int, Any]:
         with self.lock:
             if path == "/v1/models":
+                self.lists += 1
+                self.lock.notify_all()
                 return 200, {"data": [{"id": name} for name in [self.base, *self.adapters]]}
             return (200, {}) if path == "/health" else (404, {"detail": "Not Found"})
 
@@ -126,9 +152,11 @@ class EngineServer:
         if path.endswith("_lora_adapter"):
             with self.lock:
                 self.calls.append((path.split("/")[-1].split("_")[0], body["lora_name"]))
+                self.lock.notify_all()
                 return self._load(body) if "/load" in path else self._unload(body["lora_name"])
         with self.lock:
-            self.calls.append((path.split("/")[-1], body["model"]))
+            self.calls.append((path.split("/")[-2 if path.startswith("/v1/chat") else -1], body["model"]))
+            self.lock.notify_all()
             if not self._serves(body["model"]):
                 self.failed_chats += 1
                 return _error(404, f"The model `{body['model']}` does not exist.")
