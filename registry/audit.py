@@ -34,7 +34,7 @@ def list_audit(session: Session, team_id: str, after: str | None, limit: int) ->
         session,
         select(AuditRow).where(AuditRow.team_id == team_id),
         key=AuditRow.id,
-        order=[AuditRow.created_at, AuditRow.id],
+        order=[AuditRow.seq],
         after=after,
         limit=limit,
     )

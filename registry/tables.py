@@ -282,8 +282,10 @@ class AuditRow(Base):
     """Every mutation, written in its own transaction; triggers refuse UPDATE and DELETE."""
 
     __tablename__ = "audit_logs"
-    __table_args__ = (Index(None, "team_id", "created_at", "id"),)
-    id: Mapped[str] = mapped_column(primary_key=True)
+    __table_args__ = (Index(None, "team_id", "seq"),)
+    seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    """Order of writing: the clock of SQLite counts milliseconds, and one can hold several entries."""
+    id: Mapped[str] = mapped_column(unique=True)
     team_id: Mapped[str]
     actor: Mapped[str]
     action: Mapped[str]

@@ -47,7 +47,8 @@ def create_update(
     publish: Publish,
     actor: str,
 ) -> Update:
-    """Queue an update that teaches every untaught demonstration of `skills` (None: of all that have some).
+    """Queue an update that teaches every untaught demonstration of `skills` (None: of all that have some,
+    in the order in which these were accepted).
 
     Raises NotFound(param="skills") for an unknown name, NothingToTeach when a named skill, or the whole
     assistant, has no new demonstrations.
@@ -58,11 +59,10 @@ def create_update(
     ).scalar_one()
     chosen = None if skills is None else _named(session, assistant, skills)
     rows = untaught(session, assistant, chosen)
-    taught = {row.skill_id for row in rows}
+    taught = list(dict.fromkeys(row.skill_id for row in rows))
     if chosen is None:
-        chosen = list(
-            session.scalars(select(Skill).where(Skill.id.in_(taught)).order_by(Skill.created_at, Skill.id))
-        )
+        found = {skill.id: skill for skill in session.scalars(select(Skill).where(Skill.id.in_(taught)))}
+        chosen = [found[skill_id] for skill_id in taught]
     idle = [skill.name for skill in chosen if skill.id not in taught]
     if idle or not rows:
         of = f" of {', '.join(idle)}" if idle else ""

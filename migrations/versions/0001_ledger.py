@@ -16,6 +16,7 @@ APPEND_ONLY = ("audit_logs", "alias_moves")
 def upgrade() -> None:
     op.create_table(
         "audit_logs",
+        sa.Column("seq", KEY, autoincrement=True, nullable=False),
         sa.Column("id", TEXT, nullable=False),
         sa.Column("team_id", TEXT, nullable=False),
         sa.Column("actor", TEXT, nullable=False),
@@ -23,12 +24,13 @@ def upgrade() -> None:
         sa.Column("object_id", sa.Text(), nullable=False),
         sa.Column("data", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_logs")),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_audit_logs")),
+        sa.UniqueConstraint("id", name=op.f("uq_audit_logs_id")),
     )
     op.create_index(
-        op.f("ix_audit_logs_team_id_created_at_id"),
+        op.f("ix_audit_logs_team_id_seq"),
         "audit_logs",
-        ["team_id", "created_at", "id"],
+        ["team_id", "seq"],
         unique=False,
     )
     op.create_table(
@@ -377,7 +379,7 @@ def downgrade() -> None:
     op.drop_table("teams")
     op.drop_table("replicas")
     op.drop_table("idempotency_keys")
-    op.drop_index(op.f("ix_audit_logs_team_id_created_at_id"), table_name="audit_logs")
+    op.drop_index(op.f("ix_audit_logs_team_id_seq"), table_name="audit_logs")
     op.drop_table("audit_logs")
 
 

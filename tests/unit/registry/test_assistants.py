@@ -54,8 +54,10 @@ def test_a_name_that_is_anothers_id_does_not_hide_it(ledger: Ledger) -> None:
 
 
 def test_pages_continue_after_an_id(ledger: Ledger) -> None:
-    made = [ledger.assistant(f"a{n}").id for n in range(5)]
+    ids = {ledger.assistant(f"a{n}").id for n in range(5)}
     with ledger.begin() as session:
+        made = [row.id for row in assistants.list_assistants(session, TEAM, None, 5).rows]
+        assert set(made) == ids
         first = assistants.list_assistants(session, TEAM, None, 2)
         assert ([row.id for row in first.rows], first.has_more) == (made[:2], True)
         second = assistants.list_assistants(session, TEAM, made[1], 3)
