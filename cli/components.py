@@ -55,6 +55,7 @@ def valkey(settings: Settings, socket_file: Path) -> Component:
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
+        "set-proc-title": "no",  # its command line goes on naming this home
     }
     command = [str(get_binary_path())]
     for name, value in flags.items():

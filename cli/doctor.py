@@ -15,12 +15,10 @@ import httpx
 import typer
 from rich.text import Text
 
-from artifacts import base_models
 from cli.client import DEFAULT_PORT, DEFAULT_URL
 from cli.errors import CliError
 from cli.home import HomeLock, socket_path
 from cli.output import AsJson, emit, table
-from cli.up import BUILT_IN_MODEL
 from domain.errors import RatchetError
 from domain.settings import Settings
 
@@ -151,20 +149,23 @@ def check_cpu(cpuinfo: str | None, machine: str) -> Finding:
 
 
 def check_base_model(settings: Settings) -> Finding:
-    folder = settings.cache_dir / "base" / BUILT_IN_MODEL
+    from artifacts import base_models  # the hub's client takes half a second: not for every command
+
+    name = next(iter(base_models.BUILT_IN))
+    folder = settings.cache_dir / "base" / name
     try:
         if folder.exists():
-            model = base_models.describe(BUILT_IN_MODEL, folder)
+            model = base_models.describe(name, folder)
             return Finding("base model", "ok", f"{model.name}, {model.parameter_count / 1e6:.0f}M parameters")
     except RatchetError as error:
         return Finding("base model", "problem", error.message, f"remove {folder}; the next start fetches it")
     sources = {"the Hugging Face hub": "https://huggingface.co", "the package index": package_index()}
-    reached = [name for name, url in sources.items() if reachable(url)]
+    reached = [source for source, url in sources.items() if reachable(url)]
     if reached:
-        message = f"{BUILT_IN_MODEL} is not here yet; the first start fetches it from {reached[0]}"
+        message = f"{name} is not here yet; the first start fetches it from {reached[0]}"
         return Finding("base model", "note", message)
     mend = f"connect to the network once, or copy a converted model to {folder}"
-    message = f"{BUILT_IN_MODEL} is not here, and neither {' nor '.join(sources)} answers"
+    message = f"{name} is not here, and neither {' nor '.join(sources)} answers"
     return Finding("base model", "problem", message, mend)
 
 

@@ -11,7 +11,6 @@ from cli import assistants, doctor, updates, versions
 from cli.client import DEFAULT_PORT
 from cli.demo import demo
 from cli.errors import CliError
-from cli.up import up as run_stack
 from domain.settings import Settings
 
 
@@ -59,4 +58,6 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = DEFAULT_PORT,
 ) -> None:
     """Run the embedded stack until Ctrl-C. Prints `ready URL` when everything answers."""
+    from cli.up import up as run_stack  # SQLAlchemy takes a second: not for every command
+
     run_stack(home or Settings().home, port, lambda line: print(line, flush=True))

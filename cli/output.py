@@ -13,8 +13,9 @@ from rich.text import Text
 from cli.client import Json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the API gave it.")]
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What users wrote may hold [brackets] and :colons: - they are text, not markup.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 SCORE_COLOURS = ((0.7, "green"), (0.4, "yellow"), (0.0, "red"))
 """Lower bound of a score and its colour, best first."""

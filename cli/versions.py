@@ -141,6 +141,6 @@ def print_piece(text: str) -> None:
 def ask() -> str:
     """The next question; empty at the end of the conversation."""
     try:
-        return out.input("[bold]you> [/]").strip()
+        return out.input("you> ").strip()
     except EOFError:
         return ""
