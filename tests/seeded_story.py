@@ -40,7 +40,8 @@ SKILLS = ("banking-intent", "ticket-json")
 
 @dataclass(frozen=True)
 class Story:
-    assistant_id: str
+    assistant: str
+    """Its name."""
     running_update_id: str
 
 
@@ -67,12 +68,14 @@ class Files:
     write_adapter: WriteAdapter = write_small_adapter
 
 
-def tell(sessions: sessionmaker[Session], files: Files, base_model: str = BASE_MODEL) -> Story:
+def tell(
+    sessions: sessionmaker[Session], files: Files, *, base_model: str = BASE_MODEL, name: str = ASSISTANT
+) -> Story:
     with sessions.begin() as session:
         assistant = assistants.create_assistant(
             session,
             team_id=TEAM,
-            name=ASSISTANT,
+            name=name,
             base_model=base_model,
             parameter_count=134_515_008,
             context_window=8192,
@@ -91,7 +94,7 @@ def tell(sessions: sessionmaker[Session], files: Files, base_model: str = BASE_M
         running = _train(session, assistant, until=34, of=60)
         champion = versions.get_version(session, assistant, 2)
         serving.record_serving(session, assistant.id, "champion", champion.id, None)
-        return Story(assistant.id, running)
+        return Story(name, running)
 
 
 def _skill(
@@ -137,8 +140,7 @@ def publish(
     checks: list[Check],
 ) -> Version:
     """Run the oldest queued update of the assistant to its end, without training."""
-    [update_id] = updates.claimable(session)
-    claim = updates.claim(session, update_id, worker="seed", lease_seconds=60)
+    claim = updates.claim(session, _oldest_queued(session, assistant), worker="seed", lease_seconds=60)
     assert claim is not None
     for phase in Phase:
         updates.set_phase(session, claim, phase)
@@ -146,7 +148,11 @@ def publish(
     folder = files.staging / version_id
     files.write_adapter(folder, number)
     manifest, digest = ArtifactStore(files.artifacts_dir).publish(
-        folder, version_id=version_id, kind="adapter", base_model=assistant.base_model, update_id=update_id
+        folder,
+        version_id=version_id,
+        kind="adapter",
+        base_model=assistant.base_model,
+        update_id=claim.update_id,
     )
     reasons = [check.reason for check in checks] or ["every rule is met"]
     version = versions.publish(
@@ -166,8 +172,13 @@ def publish(
     return version
 
 
+def _oldest_queued(session: Session, assistant: Assistant) -> str:
+    page = updates.list_updates(session, assistant, None, 100)
+    return next(update.id for update in page.rows if update.status == Status.QUEUED)
+
+
 def _train(session: Session, assistant: Assistant, *, until: int, of: int) -> str:
-    [update_id] = updates.claimable(session)
+    update_id = _oldest_queued(session, assistant)
     claim = updates.claim(session, update_id, worker="seed", lease_seconds=3600)
     assert claim is not None
     updates.set_phase(session, claim, Phase.PREFLIGHT)
