@@ -50,3 +50,12 @@ document.addEventListener("click", (event) => {
     dialog.close();
   }
 });
+
+// A rollback waits until the version answers: the button says so, and a second press does nothing.
+document.addEventListener("submit", (event) => {
+  const button = event.submitter;
+  if (button && button.dataset.busy) {
+    button.disabled = true;
+    button.textContent = button.dataset.busy;
+  }
+});
