@@ -178,7 +178,15 @@ class Stack:
                 actor="user",
             ).id
 
-    def teach(self, assistant_id: str, skill: str, *, publish: str = "auto", prompts: int = 40) -> str:
+    def teach(
+        self,
+        assistant_id: str,
+        skill: str,
+        *,
+        publish: str = "auto",
+        prompts: int = 40,
+        recipe: Recipe | None = None,
+    ) -> str:
         """Queue an update for `prompts` new demonstrations of a new skill; returns its id."""
         with self.sessions.begin() as session:
             assistant = assistants.get_assistant(session, TEAM, assistant_id)
@@ -200,7 +208,7 @@ class Stack:
                 session,
                 assistant,
                 skills=[skill],
-                recipe=Recipe(),
+                recipe=recipe or Recipe(),
                 gate=GateRules(),
                 publish=publish,
                 actor="user",
