@@ -15,7 +15,7 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from engine import attention, lora
+from engine import attention, lora, packing
 from engine.attention import Step
 from engine.kv_cache import CacheShape
 
@@ -59,6 +59,7 @@ class BaseModel:
             raise ValueError(f"{type(self.module).__name__} cannot run packed attention")
         torch.nn.Module.to(self.module, self.device)
         self.module.eval().requires_grad_(False)
+        packing.pack(self.module)
         lora.install(self.module)
         heads = config.num_attention_heads
         self.cache_shape = CacheShape(

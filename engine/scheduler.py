@@ -211,19 +211,21 @@ class Scheduler:
             self._settle(sequence)
 
     def _plan(self) -> list[tuple[Sequence, Chunk]]:
-        """Decoding sequences by row, then prompt chunks within the budget."""
+        """Decoding sequences by row, then prompt chunks within the budget, neighbours by adapter."""
         decoding = [one for one in self._running if one.output]
         decoding.sort(key=lambda one: one.slot.row if one.slot else 0)
         planned = [(one, Chunk(one.slot, one.output[-1:])) for one in decoding if one.slot]
         budget = self._limits.step_tokens - len(planned)
+        prompts = []
         for sequence in self._running:
             if sequence.output or budget <= 0 or sequence.slot is None:
                 continue
             past = sequence.slot.length
             tokens = sequence.prompt[past : past + budget]
-            planned.append((sequence, Chunk(sequence.slot, tokens)))
+            prompts.append((sequence, Chunk(sequence.slot, tokens)))
             budget -= len(tokens)
-        return planned
+        prompts.sort(key=lambda one: id(one[0].adapter))
+        return planned + prompts
 
     @torch.inference_mode()
     def _score_prompts(self, logits: torch.Tensor, scored: list[tuple[Sequence, int]]) -> None:

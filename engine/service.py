@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -44,9 +45,6 @@ def run(
     except OSError as error:
         logger.error("cannot listen on %s:%s: %s", host, port, error)
         return 69
-    # uvicorn raises the signal again once it has stopped; ending by it would hide the exit status.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
     torch.set_num_threads(threads)
     started = time.monotonic()
     try:
@@ -65,8 +63,7 @@ def run(
         "max_model_len": base.max_length,
         "start_seconds": round(time.monotonic() - started, 1),
     }
-    logger.info("ready", extra=details)
-    server.serve_until_stopped(listening)
+    server.serve_until_stopped(listening, details)
 
 
 def _limits(model: BaseModel) -> Limits:
@@ -102,7 +99,7 @@ class _Server:
     def warm_up(self) -> None:
         """Run a full step and two decoding steps, so that the first request finds everything ready.
 
-        Raises EngineError when the model cannot compute, TimeoutError when it does not finish.
+        Raises EngineError or ValueError when the model cannot compute, TimeoutError when it does not end.
         """
         self._scheduler.start()
         length = min(self._limits.step_tokens, self._model.max_length - 3)
@@ -130,8 +127,17 @@ class _Server:
             raise TimeoutError(f"the first request took more than {WARM_UP_SECONDS} s")
         if isinstance(news[0], Failure):
             raise news[0].error
+        scores = [*sequence.prompt_logprobs[1:], *sequence.output_logprobs]
+        if not all(score is not None and math.isfinite(score.logprob) for score in scores):
+            raise ValueError("the model computes values that are not finite")
 
-    def serve_until_stopped(self, listening: socket.socket) -> NoReturn:
+    def serve_until_stopped(self, listening: socket.socket, details: dict[str, object]) -> NoReturn:
+        """Log `ready` with `details` once requests are taken."""
+        self._http.details = details
+        # uvicorn raises the signal again once it has stopped; ending by it would hide the exit status.
+        # Only from here on: while the model loads, a signal ends the process at once.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
         self._http.run(sockets=[listening])
         self._scheduler.stop(STOP_SECONDS)
         logger.info("stopped", extra={"failed": self._failed})
@@ -151,6 +157,11 @@ class _Http(uvicorn.Server):
         super().__init__(config)
         self._scheduler = scheduler
         self._running_loop: asyncio.AbstractEventLoop | None = None
+        self.details: dict[str, object] = {}
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        logger.info("ready", extra=self.details)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._running_loop = asyncio.get_running_loop()

@@ -210,8 +210,13 @@ def start_server(model_dir: Path, *extra: str) -> Server:
         ready.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    port = ready.get(timeout=90)
-    assert port is not None, f"the engine did not start: {server.lines}"
+    try:
+        port = ready.get(timeout=90)
+        assert port is not None, f"the engine did not start: {server.lines}"
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     server.url = f"http://127.0.0.1:{port}"
     return server
 

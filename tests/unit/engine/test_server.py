@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from engine.model import BaseModel
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Server
 
+ROOT = Path(__file__).parents[3]
 MESSAGES = [{"role": "user", "content": "the first of the many"}]
 
 
@@ -388,3 +391,21 @@ def test_sigterm_fails_open_streams_cleanly_and_exits(own_server: "Server") -> N
     assert (error["code"], error["type"]) == (503, "ServiceUnavailableError")
     assert own_server.process.wait(timeout=2) == 0
     assert own_server.lines[-1]["message"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("extra", "status", "told"),
+    [
+        (["--max-model-len", "9999"], 65, "above the model's window"),
+        (["--model", "/no/such/folder"], 65, "cannot serve"),
+        (["--host", "203.0.113.1"], 69, "cannot listen"),
+    ],
+)
+def test_process_that_cannot_serve_says_why(
+    model_dir: Path, extra: list[str], status: int, told: str
+) -> None:
+    command = [sys.executable, "-m", "engine", "--model", str(model_dir), "--served-model-name", "x"]
+    command += ["--port", "0", "--threads", "1", *extra]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == status
+    assert told in json.loads(done.stderr.splitlines()[-1])["message"]
