@@ -29,7 +29,10 @@ def base_model(tmp_path: Path) -> str:
 
 
 def demonstration(words: int, response: str = "yes") -> Demonstration:
-    messages = [Message(role="system", content="be brief"), Message(role="user", content=" ".join(["long"] * words))]
+    messages = [
+        Message(role="system", content="be brief"),
+        Message(role="user", content=" ".join(["long"] * words)),
+    ]
     return Demonstration(messages=messages, response=response, answer=response)
 
 
@@ -38,7 +41,9 @@ def test_what_leaves_no_room_is_refused_by_line(tmp_path: Path, base_model: str)
     # 2 of the system message + words + 1 of the response: 7 fit the window of 8, 8 fill it.
     lengths.require_fit(base_model, WINDOW, [(1, demonstration(4))])
     with pytest.raises(DemonstrationsRejected) as refused:
-        lengths.require_fit(base_model, WINDOW, [(1, demonstration(4)), (5, demonstration(5)), (9, demonstration(9))])
+        lengths.require_fit(
+            base_model, WINDOW, [(1, demonstration(4)), (5, demonstration(5)), (9, demonstration(9))]
+        )
     assert [line.line for line in refused.value.lines] == [5, 9]
     assert refused.value.param == "line 5"
     assert "prompt (7 tokens) and response (1 tokens)" in refused.value.lines[0].message
