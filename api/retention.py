@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from evaluation.benchmarks import LIKELIHOOD, ORDINARY
 from evaluation.forgetting import ForgettingSummary, summarise
 from registry import measurements, versions
 from registry.overview import taught_skills
 from registry.tables import Assistant, Version
+
+NOT_ACCURACY = frozenset({ORDINARY, LIKELIHOOD})
+"""General suites whose score is no share of right answers: they have no place in a mean drop."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ def retention(session: Session, assistant: Assistant, end: Version) -> Retention
     scores: list[dict[str, float | None]] = [{} for _ in line]
     general: list[dict[str, float | None]] = [{} for _ in line]
     for one in measurements.matrix(session, assistant):
-        if one.version in position:
+        if one.version in position and not (one.kind == "general" and one.suite in NOT_ACCURACY):
             target = scores if one.kind == "skill" else general
             target[position[one.version]][one.suite] = one.score
     taught = taught_skills(session, line)

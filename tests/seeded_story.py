@@ -29,9 +29,21 @@ TEAM = "team_default"
 ASSISTANT = "support-bot"
 BASE_MODEL = "smollm2-135m-instruct"
 SCORES: dict[int, dict[str, tuple[int, int]]] = {
-    0: {"banking-intent": (0, 60), "ticket-json": (1, 40), "hellaswag": (43, 100), "piqa": (67, 100)},
+    0: {
+        "banking-intent": (0, 60),
+        "ticket-json": (1, 40),
+        "hellaswag": (43, 100),
+        "piqa": (67, 100),
+        "ordinary": (30, 30),
+    },
     1: {"banking-intent": (51, 60), "ticket-json": (2, 40), "hellaswag": (42, 100), "piqa": (67, 100)},
-    2: {"banking-intent": (48, 60), "ticket-json": (33, 40), "hellaswag": (42, 100), "piqa": (66, 100)},
+    2: {
+        "banking-intent": (48, 60),
+        "ticket-json": (33, 40),
+        "hellaswag": (42, 100),
+        "piqa": (66, 100),
+        "ordinary": (28, 30),
+    },
     3: {"banking-intent": (22, 60), "hellaswag": (38, 100)},
 }
 """Right items of all items; v3 was not measured on everything."""

@@ -109,6 +109,8 @@ class MatrixCell:
 @dataclass(frozen=True)
 class MatrixRow:
     name: str
+    note: str
+    """Empty, or what the scores mean where they are no share of right answers."""
     cells: list[MatrixCell]
 
 

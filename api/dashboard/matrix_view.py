@@ -8,10 +8,15 @@ from api.dashboard.links import anchor, assistant_url, suite_url, version_link
 from api.dashboard.serving_view import OUTCOME_TONES, OUTCOME_WORDS
 from api.dashboard.text import percent
 from domain.measurement import SuiteKind, Verdict
+from evaluation.benchmarks import LIKELIHOOD, ORDINARY
 from registry.measurements import MatrixRow as Measured
 from registry.tables import Version
 
 NEWEST_COLUMNS = 12
+_NOTES = {
+    LIKELIHOOD: "probability given to right answers",
+    ORDINARY: "ordinary prompts, ordinary answers",
+}
 
 
 def matrix(
@@ -35,11 +40,13 @@ def matrix(
     ]
     found = {(one.kind, one.suite, one.version): one for one in measured}
     measured_skills = {one.suite for one in measured if one.kind == "skill"}
-    benchmarks = sorted({one.suite for one in measured if one.kind == "general"})
+    general = {one.suite for one in measured if one.kind == "general"}
+    benchmarks = sorted(general, key=lambda suite: (suite in _NOTES, suite))
 
     def row(kind: SuiteKind, suite: str) -> MatrixRow:
         return MatrixRow(
             name=suite,
+            note=_NOTES.get(suite, "") if kind == "general" else "",
             cells=[
                 _cell(assistant, version, found.get((kind, suite, version.number)), suite)
                 for version in shown
