@@ -20,11 +20,13 @@ from domain.errors import EngineUnavailable
 from domain.measurement import Likelihood
 from registry.serving import replicas
 from serving.client import EngineClient
+from worker.journal import Journal
 from worker.lease import Lease
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 900.0
+"""A large model takes minutes to load; beyond that somebody must look."""
 RETRY_SECONDS = 0.5
 Result = TypeVar("Result")
 
@@ -33,13 +35,17 @@ class PatientEngine:
     """Thread-safe. Calls raise EngineUnavailable after PATIENCE_SECONDS without an answer, or at once when
     the engine refuses; and Interrupted when the lease says so."""
 
-    def __init__(self, sessions: sessionmaker[Session], base_model: str, lease: Lease) -> None:
+    def __init__(
+        self, sessions: sessionmaker[Session], base_model: str, lease: Lease, journal: Journal
+    ) -> None:
         self._sessions = sessions
         self._base_model = base_model
         self._lease = lease
+        self._journal = journal
         self._lock = threading.Lock()
         self._replica: tuple[EngineClient, str] | None = None
         self._clients: list[EngineClient] = []
+        self._waiting = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +68,7 @@ class PatientEngine:
             except EngineUnavailable as error:
                 if error.code == "engine_refused" or time.monotonic() > give_up_at:
                     raise
-                with self._lock:
-                    if self._replica is replica:  # look again: it may come back on another port
-                        self._replica = None
+                self._forget(replica, error)
             time.sleep(RETRY_SECONDS)
 
     @contextmanager
@@ -94,6 +98,17 @@ class PatientEngine:
                 self._replica = self._find()
             return self._replica
 
+    def _forget(self, replica: tuple[EngineClient, str] | None, error: EngineUnavailable) -> None:
+        """Look again at the next call: the engine may come back on another port."""
+        with self._lock:
+            if self._replica is not replica:
+                return  # another thread noticed first
+            self._replica = None
+            if self._waiting or error.code == "model_not_loaded":
+                return
+            self._waiting = True
+        self._journal.tell(f"Waiting for the inference engine: {error.message}", level="warning")
+
     def _find(self) -> tuple[EngineClient, str]:
         with self._sessions.begin() as session:
             known = [
@@ -101,9 +116,11 @@ class PatientEngine:
             ]
         for url, model_name in known:
             client = EngineClient(url)
-            self._clients.append(client)  # closed at the end only: other threads may still wait on it
             if client.healthy():
+                self._clients.append(client)  # closed at the end only: other threads may still wait on it
+                self._waiting = False
                 return client, model_name
+            client.close()
         at = f" ({', '.join(url for url, _ in known)})" if known else ""
         raise EngineUnavailable(f"No inference engine answers for '{self._base_model}'{at}.")
 
@@ -128,13 +145,13 @@ class PatientModel:
 
     def _ask(self, action: Callable[[EngineClient, str], Result]) -> Result:
         def attempt(client: EngineClient, base_name: str) -> Result:
-            if self._name is None or self._adapter is None:
-                return action(client, base_name)
             try:
-                return action(client, self._name)
+                return action(client, self._name or base_name)
             except EngineUnavailable as error:
                 if error.code != "model_not_loaded":
                     raise
+                if self._name is None or self._adapter is None:  # it serves another base: no use in waiting
+                    raise EngineUnavailable(error.message, code="engine_refused") from error
                 client.load(self._name, self._adapter)  # the engine was restarted
                 return action(client, self._name)
 

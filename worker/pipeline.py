@@ -38,6 +38,7 @@ from worker.evaluating import Evaluation, Scores, check_candidate
 from worker.job import build_job, prepare_job
 from worker.journal import Journal
 from worker.lease import Interrupted, Lease, Stop
+from worker.leftovers import remove_files, remove_leftovers
 from worker.patient_engine import PatientEngine
 from worker.training import train
 
@@ -82,6 +83,7 @@ class Pipeline:
         """Does nothing when the update is finished, paused, or another worker's."""
         lease_seconds = self.settings.lease_seconds
         with self.sessions.begin() as session:
+            remove_leftovers(session, self.settings.work_dir)
             claim = updates.claim(session, update_id, worker=self._name, lease_seconds=lease_seconds)
         if claim is None:
             logger.info("%s is not to be had", update_id)
@@ -174,7 +176,7 @@ class Story:
         self._journal.enter(Phase.EVALUATING)
         check_candidate(candidate, self._base(brief))
         evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
-        with PatientEngine(self._sessions, brief.base_model, self._lease) as engine:
+        with PatientEngine(self._sessions, brief.base_model, self._lease, self._journal) as engine:
             return evaluation.run(engine, candidate, self._parent_adapter(brief))
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:
@@ -258,7 +260,7 @@ class Story:
         with self._sessions.begin() as session:
             updates.finish(session, self._claim, status, error=error)
             # Before the commit: until then no successor can be using these files.
-            self._remove_files(keep_log=status == Status.FAILED)
+            remove_files(self._folder, keep_log=status == Status.FAILED)
 
     def _give_way(self, stop: Stop) -> None:
         if stop == Stop.CANCEL:
@@ -277,13 +279,3 @@ class Story:
         if brief.parent_manifest_sha256 is None:
             return None
         return self._pipeline.store.verify(brief.parent_id, brief.parent_manifest_sha256)
-
-    def _remove_files(self, *, keep_log: bool) -> None:
-        if keep_log and self._folder.is_dir():
-            for path in self._folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name != "trainer.log":
-                    path.unlink()
-        else:
-            shutil.rmtree(self._folder, ignore_errors=True)

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from domain.errors import TrainingFailed, TrainingRefused
 from domain.training import TRAINER_LINE, DoneLine, RefusedLine, TrainerLine
 from worker.lease import Stop
+from worker.leftovers import LOG
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def run_trainer(
     Raises TrainingRefused with preflight's reason, TrainingFailed with the tail of its log, and whatever
     `on_line` raises; in every case no process of the trainer's group is left.
     """
-    log_file = job_file.with_name("trainer.log")
+    log_file = job_file.with_name(LOG)
     last: TrainerLine | None = None
     asked_at: float | None = None
     with _started([*command, str(job_file)], log_file, threads) as process:

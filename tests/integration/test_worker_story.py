@@ -228,6 +228,20 @@ def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(stack: Stack, desk:
     assert stack.champion(assistant) == 1
 
 
+def test_checkpoints_of_an_update_cancelled_while_paused_are_removed(stack: Stack, desk: Desk) -> None:
+    """No worker ends such an update; the next one to come by tidies up."""
+    stack.plan(steps=100, step_seconds=0.1)
+    assistant = stack.assistant()
+    update_id = stack.teach(assistant, "route")
+    desk.during_step(2, update_id, lambda: setattr(desk, "shutdown", True))
+    assert desk.run(update_id).status == "queued"
+    assert (stack.home / "work" / update_id / "checkpoints").is_dir()
+    with stack.sessions.begin() as session:
+        updates.request_cancel(session, updates.get_update(session, TEAM, update_id), "user")
+    assert desk.run(update_id).status == "cancelled"
+    assert list((stack.home / "work").iterdir()) == []
+
+
 def test_a_stale_fence_publishes_nothing(stack: Stack, desk: Desk) -> None:
     """The lease is taken over while this worker stands still between measuring and publishing."""
     assistant = stack.assistant()
@@ -276,6 +290,8 @@ def test_an_engine_that_dies_while_measuring_is_waited_for(stack: Stack, desk: D
     assert (update.status, update.verdict["outcome"]) == ("succeeded", "pass")
     assert scores(stack, assistant, 1) == {"route": (1.0, held_out(stack, assistant, "route"))}
     assert stack.steps(update_id) == [1, 2, 3, 4]
+    (warning,) = [event.message for event in stack.events(update_id) if event.level == "warning"]
+    assert warning.startswith("Waiting for the inference engine")
     assert set(stack.engine.ever_loaded) == {f"cand-{update_id}-1"}
     assert stack.engine.loaded == {}
 
