@@ -11,9 +11,13 @@ from api.context import Context
 from domain.settings import Settings
 from tests.conftest_databases import NewDatabase
 from tests.integration.http.assertions import refused
-from tests.seeded_story import Files, tell
+from tests.seeded_story import SCORES, SKILLS, Files, tell
 
 BOT = "/v1/assistants/support-bot"
+SUITES = [("skill", suite) for suite in sorted(SKILLS)] + [
+    ("general", suite) for suite in sorted(SCORES[2].keys() - set(SKILLS))
+]
+"""Of v2: skills before general benchmarks."""
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +84,7 @@ def test_a_version_tells_all_about_itself(story: TestClient) -> None:
     files = {file["path"] for file in version["manifest"]["files"]}
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
     suites = [(one["kind"], one["suite"]) for one in version["measurements"]]
-    assert suites == [
-        ("skill", "banking-intent"),
-        ("skill", "ticket-json"),
-        ("general", "hellaswag"),
-        ("general", "piqa"),
-    ]
+    assert suites == SUITES
     assert story.get(f"{BOT}/versions/{version['id']}").json() == version
     blocked = story.get(f"{BOT}/versions/v3").json()
     assert blocked["verdict"]["outcome"] == "block"
@@ -99,7 +98,7 @@ def test_versions_compare_on_identical_items(story: TestClient) -> None:
     found = story.get(f"{BOT}/versions/v1/compare?to=v2").json()
     assert (found["from_version"], found["to_version"]) == ("v1", "v2")
     suites: dict[str, Any] = {one["suite"]: one for one in found["suites"]}
-    assert list(suites) == ["banking-intent", "ticket-json", "hellaswag", "piqa"]
+    assert list(suites) == [suite for _, suite in SUITES]
     banking = suites["banking-intent"]
     # 51 right before, 48 after, of the same 60: three lost, none gained; exact McNemar 2 * (1/2)^3.
     assert (banking["paired_items"], banking["lost"], banking["gained"]) == (60, 3, 0)
@@ -124,10 +123,14 @@ def test_measurements_are_listed_and_read_with_their_items(story: TestClient) ->
         if not page["has_more"]:
             break
         after = f"&after={page['last_id']}"
-    assert len(everything) == 4 + 4 + 4 + 2
-    assert len({one["id"] for one in everything}) == 14
+    assert [(one["version"], one["suite"]) for one in everything] == [
+        (f"v{number}", suite)
+        for number, measured in SCORES.items()
+        for suite in sorted(measured, key=lambda suite: (suite not in SKILLS, suite))
+    ]
+    assert len({one["id"] for one in everything}) == len(everything)
     of_v3 = story.get(f"{BOT}/evaluations?version=v3").json()["data"]
-    assert [one["suite"] for one in of_v3] == ["banking-intent", "hellaswag"]
+    assert {one["suite"] for one in of_v3} == SCORES[3].keys()
     detail = story.get(f"{BOT}/evaluations/{of_v3[0]['id']}").json()
     assert {name: detail[name] for name in of_v3[0]} == of_v3[0]
     assert len(detail["items"]) == 60
