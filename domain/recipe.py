@@ -8,6 +8,7 @@ Method = Literal["sdft", "sft"]
 Divergence = Literal["forward", "reverse"]
 Teacher = Literal["ema", "parent", "base"]
 Context = Literal["instruction", "turns"]
+LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
 
 class Recipe(BaseModel):
@@ -26,6 +27,7 @@ class Recipe(BaseModel):
     max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1, le=1024)
     warmup_steps: int = Field(default=10, ge=0)
+    lr_schedule: LearningRateSchedule = "cosine"
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
 
@@ -41,6 +43,12 @@ class Recipe(BaseModel):
     num_context_demonstrations: int = Field(
         default=0, ge=0, le=16, description="other demonstrations shown besides the prompt's own"
     )
+    demonstration_repeats: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="times the prompt's own demonstration is shown; a small teacher copies it only when repeated",
+    )
     skip_first_tokens: int = Field(default=3, ge=0)
     off_policy_share: float = Field(
         default=0.0, ge=0, le=1, description="share of sequences whose tokens are the demonstration's own"
@@ -51,6 +59,13 @@ class Recipe(BaseModel):
         lt=1,
         description="share of each batch that is general and earlier skills' prompts, "
         "teacher = parent without demonstration",
+    )
+
+    rollout_every: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="optimizer steps served by one round of student samples; 1 is strictly on-policy",
     )
 
     min_teacher_gap: float = Field(

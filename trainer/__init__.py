@@ -1,1 +1,1 @@
-"""SDFT training on torch, peft and transformers: a process of its own that knows no database and no HTTP."""
+"""Self-distillation fine-tuning (SDFT) and its control; a process that knows no database and no HTTP."""

@@ -1,0 +1,66 @@
+"""The schedule's shares, epochs and determinism."""
+
+from collections import Counter
+
+import pytest
+
+from domain.recipe import Recipe
+from trainer.batches import Schedule, learning_rate
+
+
+def recipe(**changes: object) -> Recipe:
+    return Recipe.model_validate({"batch_size": 16, "num_epochs": 2, "rehearsal_share": 0.25, **changes})
+
+
+def test_steps_cover_the_epochs() -> None:
+    """12 lessons a step beside 4 rehearsal prompts: 2 epochs of 50 take ceil(100 / 12) = 9 steps."""
+    assert Schedule(recipe(), lessons=50, rehearsal=10).steps == 9
+    assert Schedule(recipe(max_steps=4), lessons=50, rehearsal=10).steps == 4
+
+
+def test_without_rehearsal_prompts_the_whole_batch_is_lessons() -> None:
+    batch = Schedule(recipe(), lessons=50, rehearsal=0).batch(0)
+    assert len(batch.on_policy) + len(batch.off_policy) == 16
+    assert batch.rehearsal == ()
+
+
+def test_shares_hold_over_the_run() -> None:
+    """A tenth of 12 lessons a step is 1.2 a step: 12 in ten steps, one or two in each."""
+    schedule = Schedule(recipe(off_policy_share=0.1), lessons=50, rehearsal=10)
+    off = [len(schedule.batch(step).off_policy) for step in range(10)]
+    assert sum(off) == 12
+    assert set(off) == {1, 2}
+    assert all(len(schedule.batch(step).rehearsal) == 4 for step in range(10))
+
+
+def test_each_epoch_visits_every_lesson_once_in_its_own_order() -> None:
+    schedule = Schedule(recipe(off_policy_share=0.5, rehearsal_share=0), lessons=32, rehearsal=0)
+    epochs = []
+    for epoch in range(2):
+        order = []
+        for step in (2 * epoch, 2 * epoch + 1):
+            batch = schedule.batch(step)
+            order += [*batch.off_policy, *batch.on_policy]
+        assert Counter(order) == Counter(range(32))
+        epochs.append(order)
+    assert epochs[0] != epochs[1]
+
+
+def test_the_seed_decides() -> None:
+    one, same = Schedule(recipe(seed=1), 50, 10), Schedule(recipe(seed=1), 50, 10)
+    other = Schedule(recipe(seed=2), 50, 10)
+    assert [one.batch(s) for s in range(5)] == [same.batch(s) for s in range(5)]
+    assert one.batch(0) != other.batch(0)
+
+
+def test_the_supervised_control_trains_on_demonstrations_only() -> None:
+    assert Schedule(recipe(method="sft"), 50, 10).batch(0).on_policy == ()
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
+def test_learning_rate_by_hand(schedule: str, middle: float) -> None:
+    """Warmup of 2 steps gives 1/2 then 1; the decay over steps 2..10 is half done at step 6."""
+    used = recipe(learning_rate=1.0, warmup_steps=2, lr_schedule=schedule)
+    assert learning_rate(used, 0, 10) == 0.5
+    assert learning_rate(used, 1, 10) == 1.0
+    assert learning_rate(used, 6, 10) == pytest.approx(middle)

@@ -1,0 +1,45 @@
+"""How the process ends: with its worker, or asked by SIGTERM."""
+
+import ctypes
+import os
+import signal
+import stat
+import sys
+import threading
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, and exit when standard input closes.
+
+    The second covers a parent that died before the first took effect, and a worker's thread ending.
+    Standard input is watched only when it is a pipe or a socket: a terminal or /dev/null holds nothing.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    mode = os.fstat(0).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        threading.Thread(target=_exit_at_eof, name="stdin-watch", daemon=True).start()
+
+
+def _exit_at_eof() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(os.EX_TEMPFAIL)
+
+
+class StopRequest:
+    """Set by SIGTERM; the run reads it between steps."""
+
+    def __init__(self) -> None:
+        self._set = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def __call__(self) -> bool:
+        return self._set
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._set = True

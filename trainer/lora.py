@@ -1,0 +1,75 @@
+"""The LoRA layer that trains: PEFT's parameters, one fused product, and an explicit choice of adapter."""
+
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional
+
+
+class _LoraProduct(torch.autograd.Function):
+    """x W^T + bias + scaling * (x A^T) B^T, with W frozen and A, B in float32.
+
+    PEFT's own forward casts activations to the adapter's dtype and back; here only A and B (small) are
+    cast, so that every product runs in the activations' dtype, and the backward pass makes no
+    gradient for W.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        a_cast = a.to(x.dtype)
+        b_cast = (b * scaling).to(x.dtype)
+        low = rows @ a_cast.T
+        out = functional.linear(rows, weight, bias)
+        out.addmm_(low, b_cast.T)
+        ctx.save_for_backward(rows, low, a_cast, b_cast, weight)
+        ctx.scaling = scaling
+        ctx.x_shape = x.shape
+        return out.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor | None, ...]:
+        rows, low, a, b, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad = grads[0].reshape(-1, weight.shape[0])
+        grad_low = grad @ b
+        grad_x = None
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            grad_x = grad @ weight
+            grad_x.addmm_(grad_low, a)
+            grad_x = grad_x.view(ctx.x_shape)  # type: ignore[attr-defined]
+        grad_a = (grad_low.T @ rows).float()
+        grad_b = (grad.T @ low).float() * ctx.scaling  # type: ignore[attr-defined]
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class LoraLinear(lora.Linear):
+    """A linear layer that runs with the adapter named by `selected`, or as the base when it is None."""
+
+    selected: str | None = None
+
+    def matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """The adapter's A, [rank, in], and B, [out, rank]."""
+        a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        assert isinstance(a, Tensor)
+        assert isinstance(b, Tensor)
+        return a, b
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base = self.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        if self.selected is None:
+            return functional.linear(x, base.weight, base.bias)
+        a, b = self.matrices(self.selected)
+        out: Tensor = _LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[self.selected])
+        return out
+
+
+def use_fused_layer(config: lora.LoraConfig) -> lora.LoraConfig:
+    """Let PEFT build `LoraLinear` wherever it would build its own linear layer."""
+    config._register_custom_module({nn.Linear: LoraLinear})
+    return config

@@ -1,0 +1,77 @@
+"""The teacher's hidden states at response positions, and the moving average that is one of the teachers."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from domain.recipe import Recipe
+from trainer.model import AdaptedModel, Adapter
+from trainer.sequences import Training, micro_batches, response_states
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], student: dict[str, Tensor], rate: float) -> None:
+    """average <- (1 - rate) * average + rate * student, matrix by matrix, in float32."""
+    for name, tensor in average.items():
+        tensor.lerp_(student[name], rate)
+
+
+class Teacher:
+    """Scores sequences with the recipe's teacher; rehearsal always with the parent, without demonstration.
+
+    A frozen teacher's states of a demonstration's own tokens are computed once, and so are the key-value
+    states of the demonstrations that many prompts begin with. Frozen sequences run one at a time, so that
+    a score never depends on what else was in the batch or in the cache: a resumed run repeats it exactly.
+    """
+
+    def __init__(self, model: AdaptedModel, recipe: Recipe) -> None:
+        self._model = model
+        self._frozen = recipe.teacher != "ema"
+        weights: dict[str, Adapter | None] = {"ema": "ema", "parent": model.parent(), "base": None}
+        self.adapter = weights[recipe.teacher]
+        self._own_states: dict[int, Tensor] = {}
+        self._prefixes: dict[tuple[int, ...], DynamicCache] = {}
+
+    @torch.no_grad()
+    def states(self, sequences: Sequence[Training]) -> list[Tensor]:
+        """Hidden states that predict each response token, [response, hidden] per sequence."""
+        found: dict[int, Tensor] = {}
+        together: dict[Adapter | None, list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            if sequence.rehearsal:
+                together.setdefault(self._model.parent(), []).append(index)
+            elif self._frozen:
+                found[index] = self._frozen_states(sequence)
+            else:
+                together.setdefault(self.adapter, []).append(index)
+        for adapter, members in together.items():
+            with self._model.using(adapter):
+                rows = [(sequences[i].teacher_prompt, sequences[i].response) for i in members]
+                for group in micro_batches([len(p) + len(r) for p, r in rows]):
+                    states = response_states(self._model, [rows[i] for i in group])
+                    found.update((members[i], state.clone()) for i, state in zip(group, states, strict=True))
+        return [found[index] for index in range(len(sequences))]
+
+    def _frozen_states(self, sequence: Training) -> Tensor:
+        if sequence.lesson is not None and sequence.lesson in self._own_states:
+            return self._own_states[sequence.lesson]
+        prompt, shared = sequence.teacher_prompt, sequence.shared_tokens
+        cache = copy.deepcopy(self._prefix(tuple(prompt[:shared])))
+        ids = torch.tensor([[*prompt[shared:], *sequence.response[:-1]]], device=self._model.device)
+        with self._model.using(self.adapter):
+            states = self._model.hidden(ids, cache=cache)[0, -len(sequence.response) :].clone()
+        if sequence.lesson is not None:
+            self._own_states[sequence.lesson] = states
+        return states
+
+    def _prefix(self, tokens: tuple[int, ...]) -> DynamicCache:
+        if tokens not in self._prefixes:
+            cache = DynamicCache()
+            if tokens:
+                with self._model.using(self.adapter):
+                    self._model.hidden(torch.tensor([tokens], device=self._model.device), cache=cache)
+            self._prefixes[tokens] = cache
+        return self._prefixes[tokens]
