@@ -1,10 +1,16 @@
 """`python -m engine --model DIR --served-model-name NAME`: serve one base model and its adapters."""
 
 import argparse
+import logging
 import os
+import socket
 import sys
+from os import EX_DATAERR, EX_UNAVAILABLE
+from pathlib import Path
 
 from engine import logs
+
+logger = logging.getLogger("engine")
 
 
 def _arguments() -> argparse.Namespace:
@@ -24,6 +30,17 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = _arguments()
     logs.configure()
+    # What can fail at once is tried before torch is imported, which takes seconds.
+    if not (Path(arguments.model) / "config.json").is_file():
+        logger.error("cannot serve %s: it has no config.json", arguments.model)
+        return EX_DATAERR
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((arguments.host, arguments.port))
+    except OSError as error:
+        logger.error("cannot listen on %s:%s: %s", arguments.host, arguments.port, error)
+        return EX_UNAVAILABLE
     threads = arguments.threads or len(os.sched_getaffinity(0))
     # OpenMP reads these once, when torch loads it. Spinning threads starve a trainer on the same cores.
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -35,8 +52,7 @@ def main() -> int:
     return service.run(
         model=arguments.model,
         name=arguments.served_model_name,
-        host=arguments.host,
-        port=arguments.port,
+        listening=listening,
         max_model_len=arguments.max_model_len,
         dtype=arguments.dtype,
         threads=threads,

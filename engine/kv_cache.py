@@ -80,14 +80,20 @@ class KvCache:
     def remove(self, slot: Slot) -> None:
         """Free the row; the last row moves into it. An empty cache gives its memory back."""
         last = self._slots.pop()
-        if last is not slot:
-            for tensor in (*self._keys, *self._values):
-                tensor[slot.row, :, : last.length] = tensor[last.row, :, : last.length]
-            self._slots[slot.row] = last
-            last.row = slot.row
         if not self._slots:
             self._keys, self._values = [], []
             self._rows = self._length = 0
+            return
+        vacated, used = last.row, last.length
+        for tensor in (*self._keys, *self._values):
+            if last is not slot:
+                tensor[slot.row, :, :used] = tensor[vacated, :, :used]
+                tensor[slot.row, :, used : slot.length] = 0
+            # Decoding reads masked columns: what is not finite there would survive the mask.
+            tensor[vacated, :, :used] = 0
+        if last is not slot:
+            self._slots[slot.row] = last
+            last.row = slot.row
 
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in every row in use.
@@ -143,7 +149,6 @@ class KvCache:
         shape = (rows, self.shape.kv_heads, length, self.shape.head_dim)
         moved = []
         for index in range(self.shape.layers):
-            # Zeros, because decoding reads masked columns: a stray NaN there would survive the mask.
             tensor = torch.zeros(shape, dtype=self.shape.dtype, device=self.shape.device)
             if old:
                 tensor[:old_rows, :, :kept] = old[index][:old_rows, :, :kept]

@@ -47,7 +47,7 @@ class Engine:
                     temperature=defaults.temperature if body.temperature is None else body.temperature,
                     top_p=defaults.top_p if body.top_p is None else body.top_p,
                     top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
-                    seed=None if body.seed is None else body.seed + choice,
+                    seed=None if body.seed is None else (body.seed + choice) % 2**63,
                     stop=body.stops,
                     stop_token_ids=frozenset(body.stop_token_ids or ()),
                     ignore_eos=body.ignore_eos,

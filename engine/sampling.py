@@ -49,11 +49,19 @@ def generator(seed: int | None, device: torch.device) -> torch.Generator:
 
 def choose(
     logits: torch.Tensor, params: list[SamplingParams], generators: list[torch.Generator | None]
-) -> list[int]:
-    """Next tokens for logits [rows, vocabulary]; `generators` has None for greedy rows."""
-    chosen: list[int] = logits.argmax(dim=-1).tolist()
+) -> list[int | None]:
+    """Next tokens for logits [rows, vocabulary], None for a row that is not finite.
+
+    `generators` has None for greedy rows.
+    """
+    best = logits.max(dim=-1)
+    chosen: list[int | None] = best.indices.tolist()
+    # A NaN anywhere in a row is its maximum.
+    finite: list[bool] = best.values.isfinite().tolist()
     for row, (wanted, random) in enumerate(zip(params, generators, strict=True)):
-        if random is not None:
+        if not finite[row]:
+            chosen[row] = None
+        elif random is not None:
             chosen[row] = _sample(logits[row].float(), wanted, random)
     return chosen
 

@@ -1,14 +1,17 @@
 """The engine's one compute thread: which tokens of which sequences go into the next forward pass.
 
 Every step takes one token of each decoding sequence and fills the rest of the token budget with
-prompt chunks, first come first served, whatever their adapters.
+prompt chunks, whatever their adapters: first come first served, but prompts that are only scored
+wait for those that somebody reads the answer of.
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -19,6 +22,7 @@ from engine.kv_cache import KvCache
 from engine.lora import rows_by_adapter
 from engine.model import BaseModel
 from engine.sequence import Failure, Sequence
+from engine.waiting import WaitingLine
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class Scheduler:
         self._news = threading.Condition()
         self._arrived: deque[Sequence] = deque()
         self._stopping = False
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingLine()
         self._running: list[Sequence] = []
         self._thread = threading.Thread(target=self._run, name="engine-compute", daemon=True)
 
@@ -113,31 +117,29 @@ class Scheduler:
         """Wait for work; false when the thread has to end."""
         with self._news:
             self._news.wait_for(lambda: self._stopping or self._arrived or self._waiting or self._running)
-            self._waiting.extend(self._arrived)
-            self._arrived.clear()
+            self._queue_arrived()
             stopping = self._stopping
         if stopping:
             self._fail_all(Overloaded("The engine is stopping."))
         return not stopping
 
+    def _queue_arrived(self) -> None:
+        for sequence in self._arrived:
+            self._waiting.add(sequence)
+        self._arrived.clear()
+
     def _fail_all(self, error: EngineError) -> None:
         with self._news:
-            self._waiting.extend(self._arrived)
-            self._arrived.clear()
-        for sequence in (*self._running, *self._waiting):
+            self._queue_arrived()
+        for sequence in (*self._running, *self._waiting.empty()):
             if not sequence.aborted:
                 sequence.listener(Failure(sequence.index, error))
         self._running.clear()
-        self._waiting.clear()
 
     def _drop_aborted(self) -> None:
         for sequence in [one for one in self._running if one.aborted]:
             self._release(sequence)
-        if any(one.aborted for one in self._waiting):
-            for sequence in self._waiting:
-                if sequence.aborted and sequence.leads is not None:
-                    sequence.leads.lost = True
-            self._waiting = deque(one for one in self._waiting if not one.aborted)
+        self._waiting.drop_aborted()
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
@@ -148,23 +150,19 @@ class Scheduler:
         sequence.slot = None
 
     def _admit(self) -> None:
-        """Move waiting sequences to rows while this step has tokens for them and the cache has room."""
+        """Give rows to waiting sequences while this step has tokens for them and the cache has room."""
         budget = self._limits.step_tokens - sum(self._due(one) for one in self._running)
-        longest = max((one.longest for one in self._running), default=0)
-        skipped: list[Sequence] = []
-        while self._waiting and budget > 0:
-            sequence = self._waiting[0]
-            shared = sequence.follows
-            if shared is not None and shared[0].prefix is None and not shared[0].lost:
-                skipped.append(self._waiting.popleft())
-                continue
-            if not self._cache.fits(len(self._running) + 1, max(longest, sequence.longest)):
-                break
-            self._waiting.popleft()
-            longest = max(longest, sequence.longest)
+        while budget > 0:
+            longest = max((one.longest for one in self._running), default=0)
+            rows = len(self._running) + 1
+            sequence = self._waiting.take(partial(self._fits, rows, longest))
+            if sequence is None:
+                return
             self._start(sequence)
             budget -= self._due(sequence)
-        self._waiting.extendleft(reversed(skipped))
+
+    def _fits(self, rows: int, longest: int, sequence: Sequence) -> bool:
+        return self._cache.fits(rows, max(longest, sequence.longest))
 
     def _start(self, sequence: Sequence) -> None:
         sequence.slot = self._cache.add()
@@ -235,32 +233,53 @@ class Scheduler:
         for (sequence, position), result in zip(scored, results, strict=True):
             assert len(sequence.prompt_logprobs) == position
             sequence.prompt_logprobs.append(result)
+            if not math.isfinite(result.logprob):
+                self._fail(sequence)
 
     @torch.inference_mode()
     def _append_tokens(self, logits: torch.Tensor, sampled: list[Sequence]) -> None:
         if not sampled:
             return
         chosen = sampling.choose(logits, [one.params for one in sampled], [one.generator for one in sampled])
-        wanting = [i for i, one in enumerate(sampled) if one.params.logprobs is not None]
-        results = sampling.logprobs(
-            logits[wanting],
-            [chosen[i] for i in wanting],
-            [sampled[i].params.logprobs or 0 for i in wanting],
-        )
-        reported = dict(zip(wanting, results, strict=True))
-        for i, sequence in enumerate(sampled):
-            sequence.append(chosen[i], reported.get(i), self._model.stop_ids)
+        reported = self._score_chosen(logits, sampled, chosen)
+        for i, (sequence, token) in enumerate(zip(sampled, chosen, strict=True)):
+            if token is None:
+                self._fail(sequence)
+            else:
+                sequence.append(token, reported.get(i), self._model.stop_ids)
+
+    def _score_chosen(
+        self, logits: torch.Tensor, sampled: list[Sequence], chosen: list[int | None]
+    ) -> dict[int, sampling.TokenLogprob]:
+        """Log-probabilities by row, for the rows that asked for them."""
+        rows: list[int] = []
+        tokens: list[int] = []
+        top: list[int] = []
+        for i, (sequence, token) in enumerate(zip(sampled, chosen, strict=True)):
+            if token is not None and sequence.params.logprobs is not None:
+                rows.append(i)
+                tokens.append(token)
+                top.append(sequence.params.logprobs)
+        return dict(zip(rows, sampling.logprobs(logits[rows], tokens, top), strict=True))
+
+    def _fail(self, sequence: Sequence) -> None:
+        """The model computed nonsense for this sequence (an adapter may overflow): others go on."""
+        if not sequence.aborted:
+            sequence.aborted = True
+            error = InternalError("The model computed values that are not finite.", param="model")
+            sequence.listener(Failure(sequence.index, error))
 
     def _settle(self, sequence: Sequence) -> None:
         """After a step: share the prompt, tell the news, free the row of what is finished."""
         assert sequence.slot is not None
+        if sequence.aborted:
+            return  # dropped before the next step
         prefilled = sequence.slot.length >= len(sequence.prompt)
         if prefilled and sequence.leads is not None:
             shared, sequence.leads = sequence.leads, None
             shared.prefix = self._cache.snapshot(sequence.slot, shared.length)
         if prefilled and sequence.params.max_tokens == 0:
             sequence.finish_scoring()
-        if not sequence.aborted:
-            sequence.tell()
+        sequence.tell()
         if sequence.finish_reason is not None:
             self._release(sequence)

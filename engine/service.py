@@ -35,16 +35,15 @@ WARM_UP_SECONDS = 600
 
 
 def run(
-    *, model: str, name: str, host: str, port: int, max_model_len: int | None, dtype: DtypeName, threads: int
+    *,
+    model: str,
+    name: str,
+    listening: socket.socket,
+    max_model_len: int | None,
+    dtype: DtypeName,
+    threads: int,
 ) -> int:
     """Serve until SIGTERM or SIGINT, then leave the process; returns a status when it cannot begin."""
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        logger.error("cannot listen on %s:%s: %s", host, port, error)
-        return 69
     torch.set_num_threads(threads)
     started = time.monotonic()
     try:
@@ -53,7 +52,7 @@ def run(
         server.warm_up()
     except (OSError, ValueError, EngineError) as error:
         logger.error("cannot serve %s: %s", model, error)
-        return 65
+        return os.EX_DATAERR
     details = {
         "model": name,
         "port": listening.getsockname()[1],
@@ -143,7 +142,7 @@ class _Server:
         logger.info("stopped", extra={"failed": self._failed})
         logging.shutdown()
         # Nothing is left to save; taking torch down would add a second, or a crash inside a step.
-        os._exit(70 if self._failed else 0)
+        os._exit(os.EX_SOFTWARE if self._failed else os.EX_OK)
 
     def _on_failure(self) -> None:
         self._failed = True

@@ -111,3 +111,19 @@ def test_snapshot_begins_another_sequence() -> None:
 def test_budget_below_one_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="one sequence may need 1024"):
         new_cache(length=1024, budget=1023)
+
+
+def test_a_freed_row_leaves_nothing_behind() -> None:
+    """What is not finite would survive a mask, so a row's next owner must not find it."""
+    cache = new_cache()
+    long, short, other = (cache.add() for _ in range(3))
+    cache.reserve(8)
+    for slot, value, length in ((long, torch.nan, 8), (short, 2.0, 3), (other, torch.inf, 5)):
+        fill(cache, slot, value, length)
+    cache.remove(long)  # `other` moves to row 0, row 2 is free
+    cache.remove(other)  # `short` moves to row 0, row 1 is free
+    keys, values = cache.layer(0)
+    for tensor in (keys, values):
+        assert tensor.isfinite().all()
+        assert (tensor[0, :, :3] == 2.0).all()
+        assert tensor.sum() == 3 * 2 * 2.0

@@ -215,3 +215,39 @@ def test_a_broken_step_fails_every_request_and_tells_the_process(
     assert bench.scheduler.stop(10)
     assert bench.failures == ["died"]
     assert not bench.scheduler.healthy
+
+
+def test_overflowing_adapter_fails_its_own_requests_only(
+    make_bench: "Callable[..., Bench]",
+    make_adapter: Callable[..., Path],
+    reference: LlamaForCausalLM,
+) -> None:
+    """Its weights are finite, what they compute is not: an error, and no trace in others' rows."""
+    bench, news = make_bench(), queue.Queue()
+    adapter = read_adapter("wild", make_adapter(9, lora_alpha=1e38), bench.model.module)
+    wild = [bench.sequence(PROMPTS[5], news, i, adapter=adapter, max_tokens=4) for i in (0, 2)]
+    wild.append(
+        bench.sequence(PROMPTS[5], news, 3, adapter=adapter, max_tokens=0, logprobs=0, score_prompt=True)
+    )
+    calm = bench.sequence(PROMPTS[1], news, 1, max_tokens=60, ignore_eos=True)
+    alone = bench.sequence(PROMPTS[1], news, 9, max_tokens=60, ignore_eos=True)
+    bench.run([alone], news)
+    bench.scheduler.submit([wild[0], calm, *wild[1:]])
+    got = {one.index: one for one in (news.get(timeout=30) for _ in range(4))}
+    for index in (0, 2, 3):
+        failure = got[index]
+        assert isinstance(failure, Failure)
+        assert "not finite" in failure.error.message
+    assert calm.output == alone.output
+    assert bench.scheduler.load == 0
+
+
+def test_answers_overtake_scoring(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(sequences=1), queue.Queue()
+    scoring = [
+        bench.sequence(PROMPTS[5], news, i, max_tokens=0, logprobs=0, score_prompt=True) for i in range(40)
+    ]
+    chat = bench.sequence(PROMPTS[0], news, 99, max_tokens=2)
+    bench.scheduler.submit([*scoring, chat])
+    order = [news.get(timeout=30).index for _ in range(41)]
+    assert order == [99, *range(40)]

@@ -396,7 +396,6 @@ def test_sigterm_fails_open_streams_cleanly_and_exits(own_server: "Server") -> N
 @pytest.mark.parametrize(
     ("extra", "status", "told"),
     [
-        (["--max-model-len", "9999"], 65, "above the model's window"),
         (["--model", "/no/such/folder"], 65, "cannot serve"),
         (["--host", "203.0.113.1"], 69, "cannot listen"),
     ],
