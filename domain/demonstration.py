@@ -118,7 +118,7 @@ def _validate(values: list[tuple[int, JsonValue]], errors: list[LineError]) -> l
     if errors:
         raise DemonstrationsRejected(sorted(errors, key=lambda error: error.line))
     if not accepted:
-        raise DemonstrationsRejected([LineError(line=1, param="demonstrations", message="the batch is empty")])
+        raise DemonstrationsRejected([LineError(line=1, param="demonstrations", message="empty batch")])
     return accepted
 
 
@@ -127,7 +127,5 @@ def _line_errors(number: int, invalid: ValidationError) -> list[LineError]:
     for error in invalid.errors():
         field = ".".join(str(part) for part in error["loc"]) or None
         message = error["msg"].removeprefix("Value error, ")
-        found.append(
-            LineError(line=number, param=field, message=f"{field}: {message}" if field else message)
-        )
+        found.append(LineError(line=number, param=field, message=f"{field}: {message}" if field else message))
     return found
