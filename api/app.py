@@ -1,5 +1,6 @@
 """The application: what starts and stops with it, and which routes it answers."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
@@ -50,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _configure_logging(chosen.log_level)
         with ExitStack() as stack:
             engine = make_engine(chosen.resolved_database_url)
             stack.callback(engine.dispose)
@@ -102,6 +104,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.include_router(dashboard)
     return app
+
+
+def _configure_logging(level: str) -> None:
+    """Does nothing where the process that starts the application has its own handlers."""
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line per completion
 
 
 def _serving(table: RouteTable) -> list[tuple[str, str, int]]:

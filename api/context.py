@@ -38,12 +38,13 @@ class Context:
     """(team, key) of the creating requests that this process is handling."""
 
 
-def get_context(request: Request) -> Context:
+# Async, though they wait for nothing: a plain function would cost the gateway a thread per request.
+async def get_context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
 
-def team_id() -> str:
+async def team_id() -> str:
     return TEAM_ID
 
 

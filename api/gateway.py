@@ -72,7 +72,10 @@ class Call:
                     raise
         if lease is None:
             number = await run_in_threadpool(self._load, name)
-            lease = routes.lease(self.team_id, ModelName(name.assistant, None, number))
+            try:
+                lease = routes.lease(self.team_id, ModelName(name.assistant, None, number))
+            except EngineUnavailable as error:  # gone again in this moment
+                raise EngineUnavailable(error.message) from error
         self.assistant, self.version = name.assistant, f"v{lease.version_number}"
         return lease
 

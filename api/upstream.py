@@ -64,6 +64,9 @@ async def open_upstream(
                 headers={"x-request-id": request_id, "accept-encoding": "identity"},
             )
             response = await client.send(request, stream=True)
+        except httpx.ReadTimeout as error:
+            lease.release()  # it is working on something: asking again would only double that
+            raise EngineUnavailable("The inference engine took too long.") from error
         except httpx.TransportError as error:
             lease.release()
             problem = str(error) or type(error).__name__

@@ -21,6 +21,8 @@ from registry.tables import Alias, AliasMove, Assistant
 
 router = APIRouter(tags=["aliases"])
 
+ANY = "*"
+
 
 class AliasTarget(Body):
     version: VersionRef
@@ -64,11 +66,14 @@ def put_alias(
 ) -> MovedReply:
     """Point the alias at a version, creating it when it is new, and wait up to 10 s until it answers.
 
-    `If-Match: "3"` moves only an alias at revision 3, `If-None-Match: *` only creates.
+    `If-Match: "3"` moves only an alias at revision 3, `If-Match: *` only one that exists,
+    `If-None-Match: *` only creates.
     """
     expected = _expected_revision(if_match, if_none_match)
     with context.sessions() as session:
         owner = assistants.get_assistant(session, team_id, assistant)
+        if if_match == ANY and alias not in [row.name for row in aliases.list_aliases(session, owner)]:
+            raise RevisionMismatch(f"There is no alias '{alias}' yet.", param="If-Match")
         version = versions.get_version(session, owner, body.version)
     if version.manifest_sha256 is not None:
         # Hashing a large version takes seconds: outside of any transaction.
@@ -129,10 +134,10 @@ def roll_back(
 def _expected_revision(if_match: str | None, if_none_match: str | None) -> int | None:
     """The revision that a move requires: 0 for an alias that must be new, None for any."""
     if if_none_match is not None:
-        if if_none_match.strip() != "*" or if_match is not None:
+        if if_none_match != ANY or if_match is not None:
             raise InvalidInput("Send 'If-None-Match: *', or If-Match with an ETag.", param="If-None-Match")
         return 0
-    if if_match is None:
+    if if_match is None or if_match == ANY:
         return None
     match = re.fullmatch(r'"([0-9]{1,9})"', if_match.strip())
     if match is None or int(match.group(1)) == 0:

@@ -45,7 +45,7 @@ async def _raw_body(request: Request) -> bytes:
     return await request.body()
 
 
-def _media_type(request: Request) -> str:
+async def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -188,7 +188,10 @@ def test_aliases_move_under_conditions(api: TestClient) -> None:
         refused(moved, 412, param="If-Match", code="revision_mismatch")
     got = api.get(canary)
     assert (got.headers["etag"], got.json()["version"], got.json()["revision"]) == ('"1"', "v0", 1)
-    assert api.put(canary, json={"version": "v0"}, headers={"If-Match": '"1"'}).json()["revision"] == 1
+    for fresh in ('"1"', "*"):
+        assert api.put(canary, json={"version": "v0"}, headers={"If-Match": fresh}).json()["revision"] == 1
+    absent = api.put(canary + "2", json={"version": "v0"}, headers={"If-Match": "*"})
+    refused(absent, 412, param="If-Match", code="revision_mismatch")
     [move] = api.get(f"{canary}/history").json()["data"]
     assert (move["kind"], move["reason"], move["actor"], move["to_version"]) == (
         "promote",
@@ -244,3 +247,21 @@ def test_two_processes_serve_the_same_state(
 ) -> None:
     with TestClient(create_app(settings), base_url="http://localhost:8000") as other:
         assert other.get("/v1/assistants/support").json() == assistant
+
+
+def test_the_contract_is_published(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    for path, methods in {
+        "/v1/assistants": {"get", "post"},
+        "/v1/assistants/{assistant}": {"get"},
+        "/v1/assistants/{assistant}/skills/{skill}": {"get", "patch"},
+        "/v1/assistants/{assistant}/skills/{skill}/demonstrations": {"get", "post"},
+        "/v1/assistants/{assistant}/updates": {"get", "post"},
+        "/v1/updates/{update}/events": {"get"},
+        "/v1/assistants/{assistant}/versions/{version}/compare": {"get"},
+        "/v1/assistants/{assistant}/aliases/{alias}": {"get", "put"},
+        "/v1/assistants/{assistant}/rollback": {"post"},
+        "/v1/chat/completions": {"post"},
+    }.items():
+        assert paths[path].keys() == methods
+    assert not any(path.startswith("/dashboard") for path in paths)
