@@ -18,7 +18,7 @@ from evaluation.benchmarks import LIKELIHOOD, ORDINARY, Benchmark, OrdinaryPromp
 from evaluation.leak import TaughtSkill, format_of, leaks_into
 from evaluation.statistics import wilson
 
-ORDINARY_TOKENS = 48
+ORDINARY_TOKENS = 32
 """A leak shows in the first words."""
 MIN_TOKENS, MAX_TOKENS = 32, 1024
 

@@ -179,22 +179,6 @@ class EngineClient:
         )
 
 
-class EngineCompleter:
-    """One model of one engine, as evaluation asks it. Thread-safe; `concurrency` requests at a time fill
-    the engine's batch without starving its other users."""
-
-    def __init__(self, client: EngineClient, model: str, *, concurrency: int = 8) -> None:
-        self.concurrency = concurrency
-        self._client = client
-        self._model = model
-
-    def chat(self, messages: Sequence[Message], max_tokens: int) -> str:
-        return self._client.chat(self._model, messages, max_tokens)
-
-    def loglikelihood(self, prefix: str, continuations: Sequence[str]) -> list[Likelihood]:
-        return self._client.loglikelihood(self._model, prefix, continuations)
-
-
 def _span_by_text(tokens: Sequence[str], text: str, boundary: int) -> range | None:
     """Positions of the tokens that spell `text` beyond `boundary`, or None when tokens don't spell it.
 

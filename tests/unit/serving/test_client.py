@@ -10,7 +10,7 @@ import pytest
 
 from domain.demonstration import Message
 from domain.errors import EngineUnavailable
-from serving.client import EngineClient, EngineCompleter
+from serving.client import EngineClient
 
 
 @pytest.fixture
@@ -104,10 +104,9 @@ def test_a_probe_that_is_not_a_number_fails(engine: Any, client: EngineClient) -
         client.probe("base")
 
 
-def test_a_completer_is_used_from_many_threads(client: EngineClient) -> None:
-    completer = EngineCompleter(client, "base", concurrency=4)
-    with ThreadPoolExecutor(completer.concurrency) as pool:
+def test_a_client_is_used_from_many_threads(client: EngineClient) -> None:
+    with ThreadPoolExecutor(8) as pool:
         replies = list(
-            pool.map(lambda n: completer.chat([Message(role="user", content=str(n))], 4), range(40))
+            pool.map(lambda n: client.chat("base", [Message(role="user", content=str(n))], 4), range(40))
         )
     assert replies == [f"base says {n}" for n in range(40)]
