@@ -96,10 +96,12 @@ def test_an_empty_answer_is_contained_in_nothing() -> None:
 
 
 def test_a_pattern_that_backtracks_for_ever_is_no_match() -> None:
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     assert grade(RegexGrader(pattern=r"(a|aa)+"), "a" * 60 + "!", "aa") == 0.0
-    elapsed = time.monotonic() - started
-    assert PATTERN_SECONDS * 0.5 < elapsed < 10, "the limit, and nothing else, must have ended the match"
+    assert time.monotonic() - started > PATTERN_SECONDS * 0.5, (
+        "nothing but the limit may have ended the match"
+    )
+    assert time.process_time() - cpu_started < PATTERN_SECONDS * 5
 
 
 @pytest.fixture(scope="module")

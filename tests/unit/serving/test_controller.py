@@ -17,6 +17,7 @@ from domain.errors import CorruptArtifact, EngineUnavailable
 from domain.version import ModelName
 from serving.client import EngineClient
 from serving.controller import SwapController
+from serving.replica import Replica as EngineState
 from serving.routes import Endpoint, RouteTable
 
 HI = [Message(role="user", content="hi")]
@@ -254,7 +255,10 @@ def test_corrupt_weights_are_never_loaded(stand: Stand, tensors: Any) -> None:
     assert stand.engine.count("load", v2.served_name) == 0
 
 
-def test_files_that_fail_verification_are_never_loaded_nor_hammered(stand: Stand) -> None:
+def test_files_that_fail_verification_are_never_loaded_nor_hammered(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.replica.FIRST_RETRY_SECONDS", 60.0)
     v1 = stand.ledger.version(1)
     (stand.ledger.root / "ver_1" / "adapter_model.safetensors").unlink()
     stand.start_on_base()
@@ -262,7 +266,7 @@ def test_files_that_fail_verification_are_never_loaded_nor_hammered(stand: Stand
     version, error = stand.ledger.wait_recorded(lambda version, error: error is not None)
     assert (version, error) == ("ver_0", "ver_1: adapter_model.safetensors is missing.")
     assert stand.engine.count("load") == 0
-    # Ten rounds in half a second, one attempt: the next is due after 1 s.
+    # Many rounds in half a second, one attempt: the next is not due yet.
     assert stand.ledger.verified == ["ver_1"]
     with pytest.raises(CorruptArtifact, match="is missing"):
         stand.controller.ensure_loaded(v1)
@@ -276,10 +280,22 @@ def test_a_refused_load_is_retried_later_and_then_serves(stand: Stand) -> None:
     assert not stand.serve(v1, seconds=0.3)
     _, error = stand.ledger.wait_recorded(lambda version, error: error is not None)
     assert "out of slots" in (error or "")
-    assert stand.engine.count("load") == 1
     stand.engine.refuse.clear()
     assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
     assert stand.ledger.wait_recorded(lambda version, _: version == "ver_1") == ("ver_1", None)
+
+
+def test_attempts_become_rarer(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.replica.time.monotonic", lambda: 1000.0)
+    known = EngineState(Replica(engine.url))
+    delays = []
+    for _ in range(8):
+        known.failed("helper-v1-00000000", EngineUnavailable("out of slots"))
+        delays.append(known.failures["helper-v1-00000000"].retry_at - 1000.0)
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert known.waiting("helper-v1-00000000") is not None
+    monkeypatch.setattr("serving.replica.time.monotonic", lambda: 1060.0)
+    assert known.waiting("helper-v1-00000000") is None
 
 
 def test_a_version_whose_probe_fails_is_not_routed(stand: Stand) -> None:
