@@ -25,6 +25,7 @@ from domain.recipe import Recipe
 from domain.skill import RegexGrader
 from domain.training import PreflightLine, SkillToTeach, StepLine, TrainerLine, TrainingJob
 from trainer.contexts import chat_tokens
+from trainer.loss import divergence_loss
 from trainer.model import AdaptedModel, load_model
 from trainer.rollout import sample
 from trainer.run import train
@@ -101,6 +102,20 @@ def continuation_scores(model: AdaptedModel, pairs: list[tuple[str, str]]) -> li
     return [found[i] for i in range(len(pairs))]
 
 
+@torch.no_grad()
+def ordinary_kl(model: AdaptedModel) -> float:
+    """Mean forward KL, base to version, in nats per token of the base's own samples to ORDINARY."""
+    prompts = [chat_tokens(model.tokenizer, [Message(role="user", content=q)]) for q in ORDINARY]
+    with model.using(None):
+        drawn = sample(model, prompts, 32, 1.0, torch.Generator().manual_seed(0))
+        rows = [(prompt, answer.tokens) for prompt, answer in zip(prompts, drawn, strict=True)]
+        base = torch.cat(response_states(model, rows))
+    with model.using(model.parent()):
+        version = torch.cat(response_states(model, rows))
+    weights = torch.full((len(base),), 1 / len(base))
+    return divergence_loss(version, base, model.head, weights, 1.0, "forward").total.item()
+
+
 def general_suite(model: AdaptedModel, data: Path, limit: int) -> dict[str, float]:
     """Accuracy by benchmark: choice (length-normalised but for arc_easy), and greedy for lambada."""
     scores: dict[str, float] = {}
@@ -136,7 +151,9 @@ def measure(
         found: dict = {skill.name: round(accuracy(model, skill, items), 3) for skill, items in skills}
         asked = [[Message(role="user", content=question)] for question in ORDINARY]
         found["ordinary"] = answers(model, asked, 40)
+        found["kl"] = round(ordinary_kl(model), 4)
         if limit:
+            model.use(model.parent())
             found["general"] = {k: round(v, 4) for k, v in general_suite(model, data, limit).items()}
     return found
 

@@ -31,6 +31,7 @@ class Schedule:
         self._rehearsal = rehearsal
         self._seed = recipe.seed
         steps = math.ceil(recipe.num_epochs * lessons / self._lessons_per_step)
+        steps = max(steps, recipe.min_steps)
         self.steps = min(steps, recipe.max_steps or steps)
 
     def batch(self, step: int) -> Batch:

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from trainer.model import AdaptedModel
 
-MAX_ROWS = 64
+MAX_ROWS = 96
 """Prompts decoded together: the decode step is bound by reading weights, so more rows are nearly free."""
 
 

@@ -16,6 +16,8 @@ def test_steps_cover_the_epochs() -> None:
     """12 lessons a step beside 4 rehearsal prompts: 2 epochs of 50 take ceil(100 / 12) = 9 steps."""
     assert Schedule(recipe(), lessons=50, rehearsal=10).steps == 9
     assert Schedule(recipe(max_steps=4), lessons=50, rehearsal=10).steps == 4
+    assert Schedule(recipe(min_steps=30), lessons=50, rehearsal=10).steps == 30
+    assert Schedule(recipe(min_steps=30, max_steps=4), lessons=50, rehearsal=10).steps == 4
 
 
 def test_without_rehearsal_prompts_the_whole_batch_is_lessons() -> None:
