@@ -22,7 +22,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-model-len", type=int, metavar="TOKENS", help="default: the model's window")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="compute threads on a CPU; default: the cores it may use"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="compute threads on a CPU; default: OMP_NUM_THREADS or the cores",
     )
     return parser.parse_args()
 
@@ -41,7 +44,8 @@ def main() -> int:
     except OSError as error:
         logger.error("cannot listen on %s:%s: %s", arguments.host, arguments.port, error)
         return EX_UNAVAILABLE
-    threads = arguments.threads or len(os.sched_getaffinity(0))
+    declared = os.environ.get("OMP_NUM_THREADS", "")
+    threads = arguments.threads or (int(declared) if declared.isdigit() else len(os.sched_getaffinity(0)))
     # OpenMP reads these once, when torch loads it. Spinning threads starve a trainer on the same cores.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -21,7 +21,7 @@ def fill(cache: KvCache, slot: Slot, value: float, length: int) -> None:
 
 def holds(cache: KvCache, slot: Slot, value: float) -> bool:
     return all(
-        bool((tensor[slot.row, :, : slot.length] == value).all())
+        tensor.shape[2] >= slot.length and bool((tensor[slot.row, :, : slot.length] == value).all())
         for layer in range(2)
         for tensor in cache.layer(layer)
     )
