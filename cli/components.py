@@ -77,7 +77,8 @@ def worker(settings: Settings) -> Component:
     command += ["--concurrency", "1", "--max-tasks-per-child", "1", "--prefetch-multiplier", "1"]
     command += ["--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     environment = _with_threads(settings, settings.trainer_threads)
-    return Component("worker", lambda: command, environment, stop_seconds=30, ready_mark=" ready.")
+    # Longer than the worker leaves its trainer to write a checkpoint.
+    return Component("worker", lambda: command, environment, stop_seconds=50, ready_mark=" ready.")
 
 
 def dispatcher(settings: Settings) -> Component:

@@ -150,7 +150,8 @@ class AdaptedModel:
         config = self._peft.peft_config["student"].to_dict()
         config["base_model_name_or_path"] = base_model
         config["inference_mode"] = True
-        config["target_modules"] = sorted(config["target_modules"])
+        # peft lists whole paths where a model has few layers; engines look layers up by their last part.
+        config["target_modules"] = sorted({name.rpartition(".")[2] for name in config["target_modules"]})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
         for name in (ADAPTER_FILE, CONFIG_FILE):
             with (folder / name).open("rb") as written:

@@ -1,5 +1,6 @@
 """Adapters on one base: the product, the parent that is continued, the moving average."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,12 @@ def test_only_the_student_trains(base_folder: Path, trained: tuple[AdaptedModel,
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters("student").values())
     for adapter in ("parent", "ema"):
         assert not any(p.requires_grad for p in model.parameters(adapter).values())
+
+
+def test_a_saved_adapter_names_layers_as_serving_looks_them_up(trained: tuple[AdaptedModel, Path]) -> None:
+    config = json.loads((trained[1] / "adapter_config.json").read_text())
+    linear = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert config["target_modules"] == linear
 
 
 def test_saved_adapter_loads_in_plain_peft_with_the_same_states(
