@@ -29,6 +29,7 @@ EVAL_THREADS = 4
 SERVED_SECONDS = 30.0
 """How long the earlier version may take to answer after a rollback."""
 POLL_SECONDS = 0.2
+PROBE_TOKENS = 32
 START_SECONDS = 1800.0
 
 
@@ -144,7 +145,7 @@ class Demo:
         report = self._report
         report.moments[moment] = version
         for name, item in probes:
-            reply = self._client.chat(self._name, conversation(item), max_tokens=48)
+            reply = self._client.chat(self._name, conversation(item), max_tokens=PROBE_TOKENS)
             require_version(reply.version, version)
             answer = Answer(name, item.messages[-1].content, item.response, moment, reply.version, reply.text)
             report.answers.append(answer)

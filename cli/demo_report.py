@@ -146,7 +146,7 @@ class Report:
 
     def answer_table(self) -> Table:
         rows: list[list[str | Text]] = []
-        for answer in self.answers:
+        for answer in sorted(self.answers, key=lambda one: self.skills.index(one.skill)):
             moment = f"{answer.moment.replace('_', ' ')} ({answer.version})"
             rows.append([answer.skill, moment, Text(shorten(answer.text)), Text(answer.expected)])
         return table(["prompt of", "moment", "the served assistant says", "expected"], rows)

@@ -1,9 +1,10 @@
 """How the command line prints: one JSON value with `--json`, else a table for people."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,9 +14,18 @@ from rich.text import Text
 from cli.client import Json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the API gave it.")]
+FILE_WIDTH = 140
+"""Columns of what is not printed to a terminal."""
+
+
+def width(stream: IO[str]) -> int | None:
+    """None: as wide as the terminal is."""
+    return None if stream.isatty() else FILE_WIDTH
+
+
 # What users wrote may hold [brackets] and :colons: - they are text, not markup.
-out = Console(highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+out = Console(highlight=False, markup=False, emoji=False, width=width(sys.stdout))
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, width=width(sys.stderr))
 
 SCORE_COLOURS = ((0.7, "green"), (0.4, "yellow"), (0.0, "red"))
 """Lower bound of a score and its colour, best first."""

@@ -12,6 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from artifacts import base_models
+from domain.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
 STOP_SECONDS = 60
@@ -122,6 +125,34 @@ def test_start_restart_refuse_a_second_and_stop(home: Path) -> None:
         ]
         assert [line.split()[-1] for line in stops] == ["dispatcher", "worker", "api", "engine", "valkey"]
     finally:
+        up.kill()
+
+
+def test_an_assistant_with_another_base_model_gets_its_own_engine(home: Path) -> None:
+    cached = base_models.resolve("smollm2-135m-instruct", Settings().cache_dir).path
+    other = home / "other-model"  # the same weights under another name
+    other.symlink_to(cached)
+    up = Up(home)
+    try:
+        with httpx.Client(base_url=up.ready(), timeout=60) as client:
+            assert len(find(home, "-m engine")) == 1
+            made = client.post("/v1/assistants", json={"name": "second", "base_model": str(other)})
+            assert made.status_code == 201, made.text
+
+            def answers() -> bool:
+                body = {"model": "second", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+                return client.post("/v1/chat/completions", json=body).status_code == 200
+
+            until(answers, START_SECONDS, "no engine for the second base model")
+            [engine] = find(home, f"-m engine --model {other}")
+            assert len(find(home, "-m engine")) == 2
+            os.kill(engine, signal.SIGKILL)
+            until(lambda: not answers() or find(home, f"-m engine --model {other}") != [engine], 30, "killed")
+            until(answers, START_SECONDS, "the engine did not come back")
+            assert client.get("/readyz").status_code == 200
+    finally:
+        up.process.terminate()
+        up.process.wait(STOP_SECONDS)
         up.kill()
 
 
