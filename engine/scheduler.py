@@ -151,7 +151,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give rows to waiting sequences while this step has tokens for them and the cache has room."""
-        budget = self._limits.step_tokens - sum(self._due(one) for one in self._running)
+        budget = self._step_tokens() - sum(self._due(one) for one in self._running)
         while budget > 0:
             longest = max((one.longest for one in self._running), default=0)
             rows = len(self._running) + 1
@@ -160,6 +160,11 @@ class Scheduler:
                 return
             self._start(sequence)
             budget -= self._due(sequence)
+
+    def _step_tokens(self) -> int:
+        """Half a step while answers are being written, so that prompts beside them hold them up less."""
+        full = self._limits.step_tokens
+        return full // 2 if any(one.output for one in self._running) else full
 
     def _fits(self, rows: int, longest: int, sequence: Sequence) -> bool:
         return self._cache.fits(rows, max(longest, sequence.longest))
@@ -213,7 +218,7 @@ class Scheduler:
         decoding = [one for one in self._running if one.output]
         decoding.sort(key=lambda one: one.slot.row if one.slot else 0)
         planned = [(one, Chunk(one.slot, one.output[-1:])) for one in decoding if one.slot]
-        budget = self._limits.step_tokens - len(planned)
+        budget = self._step_tokens() - len(planned)
         prompts = []
         for sequence in self._running:
             if sequence.output or budget <= 0 or sequence.slot is None:

@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from engine.adapters import read_adapter
+from engine.attention import Step
 from engine.errors import InternalError, Overloaded
 from engine.sequence import Failure, Output, Sequence, share_prompts
 
@@ -251,3 +252,22 @@ def test_answers_overtake_scoring(make_bench: "Callable[..., Bench]") -> None:
     bench.scheduler.submit([*scoring, chat])
     order = [news.get(timeout=30).index for _ in range(41)]
     assert order == [99, *range(40)]
+
+
+def test_long_prompts_take_half_a_step_beside_an_answer(
+    make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, news = make_bench(sequences=2, step_tokens=40), queue.Queue()
+    sizes: list[int] = []
+    forward = bench.model.forward
+
+    def counted(step: Step, rows: list[int]) -> torch.Tensor:
+        sizes.append(step.tokens.numel())
+        return forward(step, rows)
+
+    monkeypatch.setattr(bench.model, "forward", counted)
+    answer = bench.sequence([1, 2, 3], news, 0, max_tokens=6, ignore_eos=True)
+    prompt = bench.sequence(list(range(100)), news, 1, max_tokens=0, logprobs=0, score_prompt=True)
+    bench.run([answer, prompt], news)
+    # 3 + 37, then 1 + 19 beside the answer until 100 tokens are through (37 + 3 * 19 + 6), then it alone
+    assert sizes == [40, 20, 20, 20, 7, 1]

@@ -380,7 +380,7 @@ def test_disconnect_frees_the_slots(
 def test_sigterm_fails_open_streams_cleanly_and_exits(own_server: "Server") -> None:
     with (
         httpx.Client(base_url=own_server.url, timeout=60) as http,
-        http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as reply,
+        http.stream("POST", "/v1/chat/completions", json={**LONG, "n": 20, "stream": True}) as reply,
     ):
         lines = reply.iter_lines()
         next(lines)
@@ -389,7 +389,7 @@ def test_sigterm_fails_open_streams_cleanly_and_exits(own_server: "Server") -> N
     assert rest[-1] == "data: [DONE]"
     error = json.loads(rest[-2].removeprefix("data: "))["error"]
     assert (error["code"], error["type"]) == (503, "ServiceUnavailableError")
-    assert own_server.process.wait(timeout=2) == 0
+    assert own_server.process.wait(timeout=10) == 0
     assert own_server.lines[-1]["message"] == "stopped"
 
 
