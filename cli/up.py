@@ -27,6 +27,10 @@ POLL_SECONDS = 0.2
 WATCH_SECONDS = 1.0
 
 
+class StoppedEarly(Exception):
+    """Asked to stop while still starting."""
+
+
 class Stack:
     """Everything that `ratchet up` starts. Main thread only (see `supervisor`)."""
 
@@ -56,9 +60,12 @@ class Stack:
         self._supervisor.add(components.api(self._settings, self._listener))
         worker = self._supervisor.add(components.worker(self._settings))
         self._supervisor.add(components.dispatcher(self._settings))
-        self._await("engine", lambda: all(engine.registered for engine, _ in self._engines.values()))
+        self._await("engine", self._engines_settled)
         self._await("worker", lambda: worker.marked)
-        self._await("api", lambda: components.answers(f"{self.url}/readyz"))
+        lost = [name for name, (engine, _) in self._engines.items() if not engine.registered]
+        for name in lost:
+            say("supervisor", f"assistants on the base model {name} are not served until its engine starts")
+        self._await("api", lambda: components.answers(f"{self.url}/{'healthz' if lost else 'readyz'}"))
 
     def run(self) -> None:
         """Restart what crashes and start engines that assistants need, until asked to stop."""
@@ -74,9 +81,9 @@ class Stack:
         deadline = time.monotonic() + START_SECONDS
         while not ready():
             if self._stopping:
-                raise InterruptedError
+                raise StoppedEarly
             for child in self._tick():
-                if child.crashes >= START_CRASHES:
+                if child.crashes >= START_CRASHES and not self._may_miss(child):
                     told = "\n  ".join(child.tail) or "(no output)"
                     raise CliError(
                         f"{child.component.name} ended {child.crashes} times while starting:\n  {told}\n"
@@ -85,6 +92,17 @@ class Stack:
             if time.monotonic() > deadline:
                 raise CliError(f"{name} did not answer within {START_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)
+
+    def _engines_settled(self) -> bool:
+        """Each serves, or is one that the stack can do without and that does not start."""
+        return all(
+            engine.registered or (child.crashes >= START_CRASHES and self._may_miss(child))
+            for engine, child in self._engines.values()
+        )
+
+    def _may_miss(self, child: Child) -> bool:
+        """An engine of some assistants' own base model, whose folder may be gone: others still serve."""
+        return any(child is one for name, (_, one) in self._engines.items() if name != BUILT_IN_MODEL)
 
     def _tick(self) -> list[Child]:
         ended = self._supervisor.poll()
@@ -159,7 +177,7 @@ def up(home: Path, port: int, announce: Callable[[str], None]) -> None:
             stack.start()
             announce(f"ready {stack.url}")
             stack.run()
-        except InterruptedError:
+        except StoppedEarly:
             say("supervisor", "asked to stop before the stack was ready")
         finally:
             stack.stop()

@@ -157,18 +157,25 @@ def test_an_assistant_with_another_base_model_gets_its_own_engine(home: Path) ->
 
 
 def test_kill_9_of_the_supervisor_leaves_no_orphan_and_the_home_usable(home: Path) -> None:
+    base = home / "base-model"
+    base.symlink_to(base_models.resolve("smollm2-135m-instruct", Settings().cache_dir).path)
     up = Up(home)
     try:
-        up.ready()
+        url = up.ready()
+        made = httpx.post(f"{url}/v1/assistants", json={"name": "a", "base_model": str(base)})
+        assert made.status_code == 201, made.text
         assert len(processes_of(home)) >= 6  # five components, and the worker's pool
         up.kill()
         until(lambda: processes_of(home) == {}, 15, f"orphans: {processes_of(home)}")
     finally:
         up.kill()
+    base.unlink()  # one assistant's base model is lost: the stack must come up for the others
     again = Up(home)
     try:
         url = again.ready()
-        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert [a["name"] for a in httpx.get(f"{url}/v1/assistants").json()["data"]] == ["a"]
+        assert f"assistants on the base model {base} are not served" in again.log.read_text()
+        assert f"there is no folder {base}" in (home / "logs" / "engine-2.log").read_text()
         again.process.send_signal(signal.SIGINT)
         assert again.process.wait(STOP_SECONDS) == 0
     finally:
