@@ -75,7 +75,7 @@ def load_skill(data: Path, name: str, holdout: int) -> tuple[SkillToTeach, list[
 
 def answers(model: AdaptedModel, prompts: list[list[Message]], max_new_tokens: int) -> list[str]:
     tokens = [chat_tokens(model.tokenizer, messages) for messages in prompts]
-    drawn = sample(model, tokens, max_new_tokens, 0.0, None)
+    drawn = sample(model, tokens, [max_new_tokens] * len(tokens), 0.0, None)
     return [model.text(s.tokens) for s in drawn]
 
 
@@ -107,7 +107,7 @@ def ordinary_kl(model: AdaptedModel) -> float:
     """Mean forward KL, base to version, in nats per token of the base's own samples to ORDINARY."""
     prompts = [chat_tokens(model.tokenizer, [Message(role="user", content=q)]) for q in ORDINARY]
     with model.using(None):
-        drawn = sample(model, prompts, 32, 1.0, torch.Generator().manual_seed(0))
+        drawn = sample(model, prompts, [32] * len(prompts), 1.0, torch.Generator().manual_seed(0))
         rows = [(prompt, answer.tokens) for prompt, answer in zip(prompts, drawn, strict=True)]
         base = torch.cat(response_states(model, rows))
     with model.using(model.parent()):
@@ -178,7 +178,7 @@ def main() -> None:
     taught = [load_skill(options.data, name, 32) for name in options.taught]
     if not options.run:
         result = measure(options.base, options.parent, taught, options.data, options.general)
-        print(json.dumps({"name": "measure", "after": result}, indent=1))
+        print(json.dumps({"name": "measure", "after": result}))
     for name, text in options.run:
         recipe = Recipe.model_validate({**Recipe.small_model().model_dump(), **json.loads(text)})
         known, parent = list(taught), options.parent

@@ -64,6 +64,11 @@ class Recipe(BaseModel):
         "teacher = parent without demonstration",
     )
 
+    max_rehearsal_tokens: int = Field(
+        default=1024,
+        ge=1,
+        description="tokens of a rehearsal sample; its beginning decides the format of the answer",
+    )
     rollout_every: int = Field(
         default=1,
         ge=1,
@@ -111,6 +116,7 @@ class Recipe(BaseModel):
             skip_first_tokens=0,
             off_policy_share=0.75,
             rehearsal_share=0.25,
+            max_rehearsal_tokens=32,
             rollout_every=8,
         )
 

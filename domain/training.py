@@ -69,8 +69,9 @@ class StepLine(BaseModel):
     rehearsal_kl: float | None
     entropy: float
     response_tokens: float
-    """Mean length of the sampled responses, tokens."""
+    """Mean length of the student's samples on demonstrations' prompts, tokens; 0 where there are none."""
     truncated_share: float
+    """Of the same samples: those cut at max_new_tokens, which are masked."""
     grad_norm: float
     learning_rate: float
     rollout_seconds: float

@@ -81,7 +81,7 @@ def check_gap(measured: Gap, recipe: Recipe) -> None:
 def _score(
     model: AdaptedModel, items: list[tuple[Grader, Lesson]], prompts: list[list[int]], recipe: Recipe
 ) -> float:
-    answers = sample(model, prompts, recipe.max_new_tokens, 0.0, None)
+    answers = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), 0.0, None)
     texts = [model.text(answer.tokens) for answer in answers]
     scores = [
         grade(grader, text, lesson.demonstration.answer)

@@ -25,16 +25,21 @@ class Sample:
 def sample(
     model: AdaptedModel,
     prompts: Sequence[list[int]],
-    max_new_tokens: int,
+    limits: Sequence[int],
     temperature: float,
     generator: torch.Generator | None,
 ) -> list[Sample]:
-    """One answer for each prompt by the adapter in use; temperature 0 is greedy and takes no generator."""
+    """One answer for each prompt, of at most its limit of tokens, by the adapter in use.
+
+    Temperature 0 is greedy and takes no generator.
+    """
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Sample] = {}
     for start in range(0, len(by_length), MAX_ROWS):
         chosen = by_length[start : start + MAX_ROWS]
-        group = _sample_group(model, [prompts[i] for i in chosen], max_new_tokens, temperature, generator)
+        group = _sample_group(
+            model, [prompts[i] for i in chosen], [limits[i] for i in chosen], temperature, generator
+        )
         answers.update(zip(chosen, group, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
@@ -42,7 +47,7 @@ def sample(
 def _sample_group(
     model: AdaptedModel,
     prompts: list[list[int]],
-    max_new_tokens: int,
+    limits: list[int],
     temperature: float,
     generator: torch.Generator | None,
 ) -> list[Sample]:
@@ -58,14 +63,18 @@ def _sample_group(
     active = list(range(len(prompts)))
     stop = model.stop_ids
     cache = DynamicCache()
-    for _ in range(max_new_tokens):
+    while True:
         hidden = model.hidden(ids, cache=cache, attention_mask=mask, position_ids=positions)[:, -1]
         drawn = _draw(functional.linear(hidden, model.head).float(), temperature, generator).tolist()
         for row, token in zip(active, drawn, strict=True):
             tokens[row].append(token)
-        kept = [place for place, token in enumerate(drawn) if token not in stop]
+        kept = [
+            place
+            for place, (row, token) in enumerate(zip(active, drawn, strict=True))
+            if token not in stop and len(tokens[row]) < limits[row]
+        ]
         if not kept:
-            break
+            return [Sample(answer, answer[-1] not in stop) for answer in tokens]
         ids = torch.tensor(drawn, device=model.device)[:, None]
         positions = positions[:, -1:] + 1
         if len(kept) < len(active):
@@ -74,7 +83,6 @@ def _sample_group(
             cache.batch_select_indices(keep)
             ids, positions, mask = ids[keep], positions[keep], mask[keep]
         mask = functional.pad(mask, (0, 1), value=1)
-    return [Sample(answer, answer[-1] not in stop) for answer in tokens]
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

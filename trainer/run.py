@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -103,10 +103,11 @@ class Run:
     def check_rehearsal_lengths(self) -> None:
         """Raises TrainingRefused for a rehearsal prompt that leaves no room for its answer."""
         for number, prompt in enumerate(self._rehearsal, start=1):
-            if len(prompt) + self._recipe.max_new_tokens > self._model.context_window:
+            if len(prompt) + self._recipe.max_rehearsal_tokens > self._model.context_window:
                 raise TrainingRefused(
-                    f"Rehearsal prompt {number} has {len(prompt)} tokens; with max_new_tokens "
-                    f"{self._recipe.max_new_tokens} it exceeds the window of {self._model.context_window}.",
+                    f"Rehearsal prompt {number} has {len(prompt)} tokens; with max_rehearsal_tokens "
+                    f"{self._recipe.max_rehearsal_tokens} it exceeds the window of "
+                    f"{self._model.context_window}.",
                     code="rehearsal_prompt_too_long",
                 )
 
@@ -138,6 +139,7 @@ class Run:
         rolled_out = time.monotonic()
         rate = learning_rate(self._recipe, self.step, self.schedule.steps)
         figures = self._optimizer.step(self._sequences(batch, samples), rate)
+        on_policy = samples[: len(batch.on_policy)]
         self.step += 1
         self.seconds += time.monotonic() - started
         self._emit(
@@ -148,8 +150,8 @@ class Run:
                 teacher_kl=figures.teacher_kl,
                 rehearsal_kl=figures.rehearsal_kl,
                 entropy=figures.entropy,
-                response_tokens=sum(len(s.tokens) for s in samples) / len(samples) if samples else 0.0,
-                truncated_share=sum(s.truncated for s in samples) / len(samples) if samples else 0.0,
+                response_tokens=_mean([len(s.tokens) for s in on_policy]),
+                truncated_share=_mean([s.truncated for s in on_policy]),
                 grad_norm=figures.grad_norm,
                 learning_rate=rate,
                 rollout_seconds=rolled_out - started,
@@ -163,18 +165,20 @@ class Run:
         """The student's answers for this step and the `rollout_every` - 1 after it, on lessons and
         rehearsal prompts together."""
         steps = range(self.step, min(self.step + self._recipe.rollout_every, self.schedule.steps))
+        recipe = self._recipe
         prompts: list[list[int]] = []
+        limits: list[int] = []
         counts: list[int] = []
         for step in steps:
             batch = self.schedule.batch(step)
             prompts += [self.lessons[i].prompt for i in batch.on_policy]
             prompts += [self._rehearsal[i] for i in batch.rehearsal]
+            limits += [recipe.max_new_tokens] * len(batch.on_policy)
+            limits += [recipe.max_rehearsal_tokens] * len(batch.rehearsal)
             counts.append(len(batch.on_policy) + len(batch.rehearsal))
-        generator = torch.Generator(self._model.device).manual_seed(self._recipe.seed * 1_000_003 + self.step)
+        generator = torch.Generator(self._model.device).manual_seed(recipe.seed * 1_000_003 + self.step)
         with self._model.using("student"):
-            drawn = sample(
-                self._model, prompts, self._recipe.max_new_tokens, self._recipe.temperature, generator
-            )
+            drawn = sample(self._model, prompts, limits, recipe.temperature, generator)
         left = [PendingSample(tokens=s.tokens, truncated=s.truncated) for s in drawn]
         for step, count in zip(steps, counts, strict=True):
             self._pending[step], left = left[:count], left[count:]
@@ -204,8 +208,8 @@ class Run:
         )
 
     def _rehearse(self, index: int, drawn: PendingSample) -> Training:
-        # A general answer is longer than max_new_tokens as a rule: its beginning is rehearsed. Neither mask
-        # applies, since this teacher has no demonstration to leak.
+        # A general answer is longer than max_rehearsal_tokens as a rule: its beginning is rehearsed.
+        # Neither mask applies, since this teacher has no demonstration to leak.
         prompt = self._rehearsal[index]
         return Training(
             prompt=prompt,
@@ -216,3 +220,7 @@ class Run:
             lesson=None,
             mask=loss_mask(drawn.tokens, skip_first=0, truncated=False),
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

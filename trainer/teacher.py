@@ -11,6 +11,9 @@ from domain.recipe import Recipe
 from trainer.model import AdaptedModel, Adapter
 from trainer.sequences import Training, micro_batches, response_states
 
+OWN_STATES_BYTES = 1 << 30
+"""Memory for a frozen teacher's states of demonstration tokens."""
+
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], student: dict[str, Tensor], rate: float) -> None:
@@ -33,6 +36,7 @@ class Teacher:
         weights: dict[str, Adapter | None] = {"ema": "ema", "parent": model.parent(), "base": None}
         self.adapter = weights[recipe.teacher]
         self._own_states: dict[int, Tensor] = {}
+        self._own_bytes = 0
         self._prefixes: dict[tuple[int, ...], DynamicCache] = {}
 
     @torch.no_grad()
@@ -63,8 +67,11 @@ class Teacher:
         ids = torch.tensor([[*prompt[shared:], *sequence.response[:-1]]], device=self._model.device)
         with self._model.using(self.adapter):
             states = self._model.hidden(ids, cache=cache)[0, -len(sequence.response) :].clone()
-        if sequence.lesson is not None:
+        # Full means full: epochs visit lessons in a cycle, where evicting the oldest would always evict the
+        # one that comes next.
+        if sequence.lesson is not None and self._own_bytes + states.nbytes <= OWN_STATES_BYTES:
             self._own_states[sequence.lesson] = states
+            self._own_bytes += states.nbytes
         return states
 
     def _prefix(self, tokens: tuple[int, ...]) -> DynamicCache:

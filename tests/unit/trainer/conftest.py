@@ -79,6 +79,7 @@ RECIPE = Recipe(
     lora_rank=4,
     lora_alpha=8,
     max_new_tokens=6,
+    max_rehearsal_tokens=5,
     context="turns",
     num_context_demonstrations=1,
     skip_first_tokens=0,

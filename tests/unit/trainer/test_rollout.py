@@ -30,13 +30,13 @@ def greedy(model: AdaptedModel, prompt: list[int], count: int) -> list[int]:
 
 def test_batched_greedy_equals_one_by_one(model: AdaptedModel) -> None:
     prompts = [[0, 20, 21, 22], [0, 33], [0, 40, 41, 42, 43, 44, 45]]
-    found = sample(model, prompts, 4, 0.0, None)
+    found = sample(model, prompts, [4] * 3, 0.0, None)
     assert [answer.tokens for answer in found] == [greedy(model, prompt, 4) for prompt in prompts]
 
 
 def test_truncated_exactly_when_no_stop_token_was_drawn(model: AdaptedModel) -> None:
     prompts = [[0, i] for i in range(20, 60)]
-    found = sample(model, prompts, 8, 3.0, torch.Generator().manual_seed(0))
+    found = sample(model, prompts, [8] * 40, 3.0, torch.Generator().manual_seed(0))
     stops = model.stop_ids
     assert {answer.truncated for answer in found} == {True, False}
     for answer in found:
@@ -47,9 +47,9 @@ def test_truncated_exactly_when_no_stop_token_was_drawn(model: AdaptedModel) -> 
 
 def test_same_generator_same_samples(model: AdaptedModel) -> None:
     prompts = [[0, i] for i in range(20, 30)]
-    one = sample(model, prompts, 5, 1.0, torch.Generator().manual_seed(5))
-    assert one == sample(model, prompts, 5, 1.0, torch.Generator().manual_seed(5))
-    assert one != sample(model, prompts, 5, 1.0, torch.Generator().manual_seed(6))
+    one = sample(model, prompts, [5] * 10, 1.0, torch.Generator().manual_seed(5))
+    assert one == sample(model, prompts, [5] * 10, 1.0, torch.Generator().manual_seed(5))
+    assert one != sample(model, prompts, [5] * 10, 1.0, torch.Generator().manual_seed(6))
 
 
 def test_draws_follow_the_tempered_distribution() -> None:
@@ -58,3 +58,10 @@ def test_draws_follow_the_tempered_distribution() -> None:
     logits[:, 0] = 0.0
     drawn = _draw(logits, 2.0, torch.Generator().manual_seed(0))
     assert drawn.float().mean().item() == pytest.approx(0.75, abs=0.01)
+
+
+def test_every_prompt_has_its_own_limit(model: AdaptedModel) -> None:
+    found = sample(model, [[0, 20], [0, 30], [0, 40]], [1, 6, 3], 1.0, torch.Generator().manual_seed(1))
+    for answer, limit in zip(found, [1, 6, 3], strict=True):
+        assert len(answer.tokens) == limit or not answer.truncated
+        assert len(answer.tokens) <= limit
