@@ -238,12 +238,12 @@ def own_server(model_dir: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Wait for a condition that another process brings about; fails after 10 s."""
+    """Wait for a condition that another process brings about; fails after 60 s."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
-            assert time.monotonic() < deadline, "the condition did not come true within 10 s"
+            assert time.monotonic() < deadline, "the condition did not come true within 60 s"
             time.sleep(0.01)
 
     return wait

@@ -366,7 +366,8 @@ def test_disconnect_frees_the_slots(
     def load() -> int:
         return int(http.get("/load").json()["server_load"])
 
-    with httpx.Client(base_url=server.url, timeout=httpx.Timeout(60, read=0.3)) as leaving:
+    patience = 60 if stream else 0.3
+    with httpx.Client(base_url=server.url, timeout=httpx.Timeout(60, read=patience)) as leaving:
         try:
             with leaving.stream("POST", "/v1/chat/completions", json={**LONG, "stream": stream}) as reply:
                 next(reply.iter_lines())
