@@ -109,7 +109,7 @@ class Stack:
         for engine, child in self._engines.values():
             if child in ended and engine.registered:
                 self._set_registered(engine, False)
-        if time.monotonic() - self._watched_at >= WATCH_SECONDS:
+        if self._engines and time.monotonic() - self._watched_at >= WATCH_SECONDS:
             self._watched_at = time.monotonic()
             self._watch_engines()
         return ended
@@ -118,12 +118,11 @@ class Stack:
         for engine, child in self._engines.values():
             if not engine.registered and child.alive and components.answers(f"{engine.url}/health"):
                 self._set_registered(engine, True)
-        if self._settings.engine_url is None:
-            with self._sessions() as session:
-                needed = serving.base_models_in_use(session)
-            for base_model in needed:
-                if base_model not in self._engines:
-                    self._start_engine(base_model)
+        with self._sessions() as session:
+            needed = serving.base_models_in_use(session)
+        for base_model in needed:
+            if base_model not in self._engines:
+                self._start_engine(base_model)
 
     def _start_engine(self, base_model: str) -> None:
         name = "engine" if not self._engines else f"engine-{len(self._engines) + 1}"

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from artifacts import base_models
+from cli.supervisor import spawn
 from domain.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +56,12 @@ class Up:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "RATCHET_HOME": "/nonexistent"}
         self.log = home / "up.log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+            self.process = spawn(  # should the tests be killed, it stops too
+                command,
+                death_signal=signal.SIGTERM,
+                environment=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
 
     def ready(self) -> str:
