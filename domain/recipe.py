@@ -50,7 +50,7 @@ class Recipe(BaseModel):
         default=1,
         ge=1,
         le=8,
-        description="times the prompt's own demonstration is shown; a small teacher copies it only when repeated",
+        description="times the prompt's own demonstration is shown; a small model copies what is repeated",
     )
     skip_first_tokens: int = Field(default=3, ge=0)
     off_policy_share: float = Field(
@@ -103,9 +103,9 @@ class Recipe(BaseModel):
         teacher's work on demonstration tokens is done once.
         """
         return cls(
-            learning_rate=1e-3,
+            learning_rate=1.5e-3,
             num_epochs=3.0,
-            min_steps=60,
+            min_steps=90,
             batch_size=16,
             warmup_steps=5,
             max_new_tokens=32,
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
             skip_first_tokens=0,
             off_policy_share=0.75,
             rehearsal_share=0.25,
-            max_rehearsal_tokens=32,
+            max_rehearsal_tokens=24,
             rollout_every=8,
         )
 
