@@ -104,8 +104,8 @@ class Recipe(BaseModel):
         """
         return cls(
             learning_rate=1.5e-3,
-            num_epochs=3.0,
-            min_steps=90,
+            num_epochs=6.0,
+            min_steps=48,
             batch_size=16,
             warmup_steps=5,
             max_new_tokens=32,
