@@ -6,6 +6,7 @@ checkpoint is resumed into (the trainer ignores checkpoints of another job).
 
 import json
 import os
+import random
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -48,7 +49,9 @@ def build_job(session: Session, brief: Brief) -> TrainingJob:
         parent_adapter_path=None,
         recipe=brief.recipe,
         skills=skills,
-        rehearsal=general_prompts() + taught_prompts(session, assistant, parent, brief.skills),
+        rehearsal=rehearsal_prompts(
+            general_prompts(), taught_prompts(session, assistant, parent, brief.skills), brief.update_id
+        ),
         checkpoint_dir="",
         output_dir="",
     )
@@ -75,6 +78,19 @@ def prepare_job(
         os.fsync(file.fileno())
     staged.replace(job_file)
     return job_file
+
+
+def rehearsal_prompts(
+    general: list[list[Message]], taught: list[list[Message]], seed: str
+) -> list[list[Message]]:
+    """General prompts and at most as many of earlier skills, drawn by `seed`.
+
+    The trainer draws uniformly from the list: without a bound a line of many skills would hardly rehearse
+    ordinary answers, and a skill's format would leak into them.
+    """
+    if len(taught) > len(general):
+        taught = random.Random(seed).sample(taught, len(general))
+    return general + taught
 
 
 def general_prompts() -> list[list[Message]]:
