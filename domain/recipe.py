@@ -65,7 +65,7 @@ class Recipe(BaseModel):
     )
 
     max_rehearsal_tokens: int = Field(
-        default=1024,
+        default=256,
         ge=1,
         description="tokens of a rehearsal sample; its beginning decides the format of the answer",
     )

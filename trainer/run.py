@@ -89,7 +89,8 @@ class Run:
         ]
         if not self.lessons:
             raise TrainingRefused("The update has no demonstrations to train on.", code="nothing_to_teach")
-        self._rehearsal = [chat_tokens(tokenizer, messages) for messages in job.rehearsal]
+        rehearsal = job.rehearsal if recipe.rehearsal_share else []
+        self._rehearsal = [chat_tokens(tokenizer, messages) for messages in rehearsal]
         self.schedule = Schedule(recipe, len(self.lessons), len(self._rehearsal))
         self.teacher = Teacher(model, recipe)
         self._optimizer = Optimizer(model, recipe, self.teacher)

@@ -53,7 +53,7 @@ def test_a_person_sees_what_serves_and_rolls_back(browser: Chrome, stack: Stack)
     browser.find_element(By.ID, f"assistant-{name}").click()
 
     assert text(browser, "h1") == name
-    assert text(browser, "#serving-version") == "v2"
+    await_text(browser, "#serving-version", "v2")
     assert champion_column(browser) == "champion v2"
     rows = browser.execute_script(
         "return [...document.querySelectorAll('#matrix tbody tr')].map(r => [...r.cells].map("

@@ -1,6 +1,7 @@
 """The API and an engine, both listening; the assistant `support` answers with its base model."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,13 @@ class Stack:
         routes = self.context.routes
         endpoints = {end for route in routes.routes.versions.values() for end in route.endpoints}
         return sum(routes.leases(endpoint) for endpoint in endpoints)
+
+    def await_no_leases(self) -> None:
+        """A lease ends just after the reply's last byte, which the client may have read by then."""
+        deadline = time.monotonic() + 10
+        while self.leases():
+            assert time.monotonic() < deadline, "a lease outlives its request"
+            time.sleep(0.01)
 
     def await_version(self, number: int) -> None:
         with self.context.sessions() as session:

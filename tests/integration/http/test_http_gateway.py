@@ -51,7 +51,7 @@ def test_a_reply_comes_under_the_name_that_was_asked_for(stack: Stack) -> None:
     assert reply.headers["x-request-id"].startswith("req_")
     [seen] = stack.engine.requests
     assert seen == {"model": "tiny-base", "messages": ASK["messages"], "temperature": 0, "max_tokens": 5}
-    assert stack.leases() == 0
+    stack.await_no_leases()
 
 
 def test_plain_completions_are_forwarded(stack: Stack) -> None:
@@ -76,7 +76,7 @@ def test_a_stream_passes_chunk_by_chunk(stack: Stack) -> None:
             ("support", "é"),
             ("", "[DONE]"),
         ]
-    assert stack.leases() == 0
+    stack.await_no_leases()
 
 
 @pytest.mark.parametrize("model", ["support", "support@champion", "support@v0"])
@@ -128,7 +128,7 @@ def test_the_engines_refusal_passes_under_our_name(stack: Stack) -> None:
         error = refused(reply, 400, param="messages", code=None)
         assert error["message"] == "support: too many tokens"
         assert reply.headers["x-model-version"] == "v0"
-    assert stack.leases() == 0
+    stack.await_no_leases()
 
 
 def test_the_engines_failure_is_not_told(stack: Stack) -> None:
@@ -146,7 +146,7 @@ def test_a_request_whose_reply_has_not_begun_is_sent_again(stack: Stack) -> None
     refused(reply, 503, param=None, code="engine_unavailable")
     assert reply.headers["retry-after"] == "1"
     assert len(stack.engine.requests) == 2
-    assert stack.leases() == 0
+    stack.await_no_leases()
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error(stack: Stack) -> None:
@@ -157,7 +157,7 @@ def test_a_stream_that_breaks_off_ends_with_an_error(stack: Stack) -> None:
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
     assert len(stack.engine.requests) == 1  # never sent again once the reply had begun
-    assert stack.leases() == 0
+    stack.await_no_leases()
 
 
 def test_an_engine_that_is_gone_is_503(settings: Settings, base_folder: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_client_that_leaves_ends_the_engines_work(stack: Stack, stream: bool) 
     assert stack.engine.abandoned.wait(10)
     stack.engine.gate.set()
     assert stack.client.post(CHAT, json=ASK).status_code == 200
-    assert stack.leases() == 0
+    stack.await_no_leases()
 
 
 def test_the_metrics_tell_what_serves_and_who_asked(stack: Stack) -> None:
