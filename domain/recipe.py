@@ -105,7 +105,7 @@ class Recipe(BaseModel):
         return cls(
             learning_rate=1.5e-3,
             num_epochs=6.0,
-            min_steps=48,
+            min_steps=80,
             batch_size=16,
             warmup_steps=5,
             max_new_tokens=32,
