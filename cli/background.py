@@ -20,7 +20,7 @@ PROMPTS = (
 )
 EVERY_SECONDS = 3.0
 MAX_TOKENS = 12
-"""Answering takes the cores that training wants: about a fifth of one at this rate."""
+"""Short, since answering takes the cores that training wants."""
 
 
 class BackgroundChat:
