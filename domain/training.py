@@ -1,14 +1,16 @@
-"""What passes between the worker and the trainer process: one job file in, JSON lines out.
+"""What passes between the trainer process and who starts it: one job file in, JSON lines out.
 
-The worker starts `python -m trainer JOB.json`; the trainer writes one TrainerLine per line to
-standard output and logs to standard error. Its exit status is 0 only after a `done` line.
+The worker and `ratchet train` start `python -m trainer JOB.json`; the trainer writes one TrainerLine per
+line to standard output and logs to standard error. Its exit status is 0 only after a `done` line.
 """
 
-from typing import Annotated, Literal
+import hashlib
+from typing import Annotated, Literal, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from domain.demonstration import Demonstration, Message
+from domain.preflight import PreflightReport
 from domain.recipe import Recipe
 from domain.skill import Grader
 
@@ -44,17 +46,16 @@ class TrainingJob(BaseModel):
     output_dir: str
     """Receives the adapter (PEFT layout, safetensors); must not exist or be empty."""
 
+    def fingerprint(self) -> str:
+        """sha256 over what decides the result: checkpoints of another recipe or other data don't count."""
+        content = self.model_dump_json(
+            exclude={"checkpoint_dir", "output_dir", "base_path", "parent_adapter_path"}
+        )
+        return hashlib.sha256(content.encode()).hexdigest()
 
-class PreflightLine(BaseModel):
+
+class PreflightLine(PreflightReport):
     type: Literal["preflight"] = "preflight"
-    items: int
-    """Held-out items measured."""
-    student_score: float
-    teacher_score: float
-    gap: float
-    longest_prompt_tokens: int
-    """Longest teacher prompt, tokens."""
-    steps: int
 
 
 class StepLine(BaseModel):
@@ -106,3 +107,22 @@ TrainerLine = Annotated[
     PreflightLine | StepLine | CheckpointLine | DoneLine | RefusedLine, Field(discriminator="type")
 ]
 TRAINER_LINE: TypeAdapter[TrainerLine] = TypeAdapter(TrainerLine)
+
+
+def describe(line: TrainerLine) -> str:
+    """One sentence for whoever follows the training."""
+    match line:
+        case PreflightLine():
+            return line.summary()
+        case StepLine():
+            return f"Step {line.step} of {line.steps}: loss {line.loss:.4f}."
+        case CheckpointLine(resumed=True):
+            return f"Going on from the checkpoint of step {line.step}."
+        case CheckpointLine():
+            return f"Checkpoint of step {line.step}."
+        case DoneLine():
+            return f"Trained {line.steps} steps in {line.seconds:.0f} s."
+        case RefusedLine():
+            return line.message
+        case _:
+            assert_never(line)

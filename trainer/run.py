@@ -1,6 +1,5 @@
 """A training job from its first check to its adapter: the story top to bottom."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from trainer import checkpoints
 from trainer.batches import Batch, Schedule, learning_rate
 from trainer.checkpoints import Checkpoint, PendingSample, State
 from trainer.contexts import Lesson, build_lesson, chat_tokens
-from trainer.model import AdaptedModel, load_model
+from trainer.loading import load_model
+from trainer.model import Model
 from trainer.optimize import Optimizer
 from trainer.preflight import check_gap, check_lengths, measure_gap
 from trainer.rollout import sample
@@ -68,18 +68,10 @@ def train(job: TrainingJob, emit: Emit, stop_requested: Callable[[], bool]) -> N
     emit(DoneLine(steps=run.step, seconds=run.seconds))
 
 
-def fingerprint(job: TrainingJob) -> str:
-    """sha256 over what decides the result: a checkpoint of another recipe or other data is not resumed."""
-    content = job.model_dump_json(
-        exclude={"checkpoint_dir", "output_dir", "base_path", "parent_adapter_path"}
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 class Run:
     """The state of one job between steps."""
 
-    def __init__(self, job: TrainingJob, model: AdaptedModel, emit: Emit) -> None:
+    def __init__(self, job: TrainingJob, model: Model, emit: Emit) -> None:
         recipe = job.recipe
         self._job, self._recipe, self._model, self._emit = job, recipe, model, emit
         tokenizer = model.tokenizer
@@ -114,7 +106,7 @@ class Run:
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint that verifies; False when there is none."""
-        found = checkpoints.load_newest(Path(self._job.checkpoint_dir), fingerprint(self._job))
+        found = checkpoints.load_newest(Path(self._job.checkpoint_dir), self._job.fingerprint())
         if found is None:
             return False
         self._optimizer.restore(found.tensors)
@@ -125,7 +117,7 @@ class Run:
 
     def save(self) -> None:
         state = State(
-            step=self.step, fingerprint=fingerprint(self._job), pending=self._pending, seconds=self.seconds
+            step=self.step, fingerprint=self._job.fingerprint(), pending=self._pending, seconds=self.seconds
         )
         checkpoints.save(Path(self._job.checkpoint_dir), Checkpoint(state, self._optimizer.tensors()))
         self._emit(CheckpointLine(step=self.step))

@@ -10,13 +10,24 @@ from typing import Any
 from sqlalchemy.orm import Session, sessionmaker
 
 from domain.measurement import Measurement
-from domain.training import CheckpointLine, DoneLine, PreflightLine, RefusedLine, StepLine, TrainerLine
+from domain.training import (
+    CheckpointLine,
+    DoneLine,
+    PreflightLine,
+    RefusedLine,
+    StepLine,
+    TrainerLine,
+    describe,
+)
 from domain.update import Phase
 from registry.claims import Claim
 from registry.events import EventType, Level, add_event
 from registry.measurements import save_measurement
 from registry.tables import Version
 from registry.updates import set_phase
+
+PLACES_TOLD = 20
+"""Demonstrations named by one finding of preflight: an event is read by people, the counts are complete."""
 
 
 class Journal:
@@ -57,29 +68,29 @@ class Journal:
 
     def hear(self, line: TrainerLine) -> None:
         """One line of the trainer's as an event; its first sign of training opens that phase."""
-        data = line.model_dump(mode="json")
         match line:
             case PreflightLine():
-                self.tell(
-                    f"Preflight: student {line.student_score:.2f}, teacher {line.teacher_score:.2f} "
-                    f"on {line.items} held-out items; {line.steps} steps.",
-                    data=data,
-                )
-                self.enter(Phase.TRAINING)
+                self._hear_preflight(line)
             case CheckpointLine(resumed=True):
                 self.enter(Phase.TRAINING)
-                self.tell(f"Going on from the checkpoint of step {line.step}.", data=data)
-            case CheckpointLine():
-                self.tell(f"Checkpoint of step {line.step}.", data=data)
+                self._retell(line)
             case StepLine():
                 self.enter(Phase.TRAINING)
-                self.tell(
-                    f"Step {line.step} of {line.steps}: loss {line.loss:.4f}.", type="metrics", data=data
-                )
-            case DoneLine():
-                self.tell(f"Trained {line.steps} steps in {line.seconds:.0f} s.", data=data)
+                self._retell(line, type="metrics")
+            case CheckpointLine() | DoneLine():
+                self._retell(line)
             case RefusedLine():
                 pass  # the update's end says it
+
+    def _hear_preflight(self, line: PreflightLine) -> None:
+        self._retell(line.with_fewer_places(PLACES_TOLD))
+        for finding in line.warnings:
+            self.tell(f"{finding.message} {finding.mend}", level="warning")
+        if not line.errors:
+            self.enter(Phase.TRAINING)
+
+    def _retell(self, line: TrainerLine, type: EventType = "message") -> None:
+        self.tell(describe(line), type=type, data=line.model_dump(mode="json"))
 
     def measured(self, who: str, version: Version | None, measurement: Measurement) -> None:
         """`who` is candidate, parent or base. With a version, the measurement is stored as its own; the
