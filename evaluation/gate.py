@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from domain.measurement import Check, GateRules, Measurement, Outcome, Verdict
+from domain.paired import Difference, cautious_difference, paired_difference
 from evaluation.benchmarks import LIKELIHOOD, ORDINARY
-from evaluation.statistics import Difference, cautious_difference, paired_difference
 
 MIN_ITEMS = 5
 """Below it not even an unchanged score says anything."""

@@ -1,21 +1,12 @@
-"""Intervals and exact tests on proportions and on paired items."""
+"""Intervals of proportions and exact tests of paired items; `domain.paired` has paired differences."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from scipy.stats import binom, norm
 
 
 class Interval(NamedTuple):
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """A mean paired difference and its interval."""
-
-    mean: float
     low: float
     high: float
 
@@ -47,35 +38,6 @@ def mcnemar_exact(regressions: int, gains: int) -> McNemar:
         return McNemar(1.0, 1.0)
     two_sided = min(1.0, 2 * float(binom.cdf(min(regressions, gains), changed, 0.5)))
     return McNemar(two_sided, float(binom.sf(regressions - 1, changed, 0.5)))
-
-
-def paired_difference(differences: Sequence[float], confidence: float = 0.95) -> Difference:
-    """Mean of new - old over identical items, and its normal interval (sample standard deviation).
-
-    Raises ValueError below two items. Its width is 0 when all differences are equal, so no decision may
-    rest on it for small sets: see `cautious_difference`.
-    """
-    n = len(differences)
-    if n < 2:
-        raise ValueError("an interval needs at least two paired items")
-    mean = math.fsum(differences) / n
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (n - 1)
-    half = _z(confidence) * math.sqrt(variance / n)
-    return Difference(mean, mean - half, mean + half)
-
-
-def cautious_difference(differences: Sequence[float], confidence: float = 0.95) -> Difference:
-    """The observed mean with an interval that holds for small sets too.
-
-    Bonett and Price (2012): one imagined item that got fully better and one that got fully worse are
-    added before the normal interval is taken, so that equal differences don't pass for certainty.
-    Raises ValueError without items.
-    """
-    if not differences:
-        raise ValueError("no paired items")
-    widened = paired_difference([*differences, 1.0, -1.0], confidence)
-    mean = math.fsum(differences) / len(differences)
-    return Difference(mean, max(-1.0, widened.low), min(1.0, widened.high))
 
 
 def _z(confidence: float) -> float:

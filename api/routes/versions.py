@@ -11,7 +11,8 @@ from api.lists import ListOf, Paging, listing
 from api.replies import MeasurementReply, VersionDetailReply, VersionReply
 from api.routes.assistants import VersionNames
 from domain.measurement import ItemScore, SuiteKind
-from evaluation.statistics import cautious_difference, mcnemar_exact
+from domain.paired import cautious_difference
+from evaluation.statistics import mcnemar_exact
 from registry import aliases, assistants, measurements, versions
 from registry.tables import Assistant, MeasurementRow, Version
 
