@@ -25,8 +25,9 @@ from domain.recipe import Recipe
 from domain.skill import RegexGrader
 from domain.training import PreflightLine, SkillToTeach, StepLine, TrainerLine, TrainingJob
 from trainer.contexts import chat_tokens
+from trainer.loading import load_model
 from trainer.loss import divergence_loss
-from trainer.model import AdaptedModel, load_model
+from trainer.model import Model
 from trainer.rollout import sample
 from trainer.run import train
 from trainer.sequences import micro_batches, response_states
@@ -73,19 +74,19 @@ def load_skill(data: Path, name: str, holdout: int) -> tuple[SkillToTeach, list[
     return skill, demonstrations("eval")
 
 
-def answers(model: AdaptedModel, prompts: list[list[Message]], max_new_tokens: int) -> list[str]:
+def answers(model: Model, prompts: list[list[Message]], max_new_tokens: int) -> list[str]:
     tokens = [chat_tokens(model.tokenizer, messages) for messages in prompts]
     drawn = sample(model, tokens, [max_new_tokens] * len(tokens), 0.0, None)
     return [model.text(s.tokens) for s in drawn]
 
 
-def accuracy(model: AdaptedModel, skill: SkillToTeach, items: list[Demonstration]) -> float:
+def accuracy(model: Model, skill: SkillToTeach, items: list[Demonstration]) -> float:
     texts = answers(model, [d.messages for d in items], 32)
     return sum(grade(skill.grader, t, d.answer) for t, d in zip(texts, items, strict=True)) / len(items)
 
 
 @torch.no_grad()
-def continuation_scores(model: AdaptedModel, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+def continuation_scores(model: Model, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
     """Sum log-probability of each continuation after its prefix, and whether it is the greedy one."""
     encoded = []
     for prefix, continuation in pairs:
@@ -103,7 +104,7 @@ def continuation_scores(model: AdaptedModel, pairs: list[tuple[str, str]]) -> li
 
 
 @torch.no_grad()
-def ordinary_kl(model: AdaptedModel) -> float:
+def ordinary_kl(model: Model) -> float:
     """Mean forward KL, base to version, in nats per token of the base's own samples to ORDINARY."""
     prompts = [chat_tokens(model.tokenizer, [Message(role="user", content=q)]) for q in ORDINARY]
     with model.using(None):
@@ -116,7 +117,7 @@ def ordinary_kl(model: AdaptedModel) -> float:
     return divergence_loss(version, base, model.head, weights, 1.0, "forward").total.item()
 
 
-def general_suite(model: AdaptedModel, data: Path, limit: int) -> dict[str, float]:
+def general_suite(model: Model, data: Path, limit: int) -> dict[str, float]:
     """Accuracy by benchmark: choice (length-normalised but for arc_easy), and greedy for lambada."""
     scores: dict[str, float] = {}
     for name, normalise in (("hellaswag", True), ("arc_easy", False), ("piqa", True)):

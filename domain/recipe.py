@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Method = Literal["sdft", "sft"]
 Divergence = Literal["forward", "reverse"]
 Teacher = Literal["ema", "parent", "base"]
+ParentAdapter = Literal["continue", "merge"]
 Context = Literal["instruction", "turns"]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 
@@ -36,6 +37,11 @@ class Recipe(BaseModel):
 
     lora_rank: int = Field(default=16, ge=1, le=512)
     lora_alpha: float = Field(default=32.0, gt=0)
+    parent_adapter: ParentAdapter = Field(
+        default="continue",
+        description="continue: the parent's adapter trains on, at lora_rank; merge: it stays frozen and "
+        "fresh factors of lora_rank train beside it, so that the version's rank is the sum",
+    )
 
     temperature: float = Field(default=1.0, gt=0, le=5)
     max_new_tokens: int = Field(default=1024, ge=1)

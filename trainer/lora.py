@@ -48,9 +48,9 @@ class _LoraProduct(torch.autograd.Function):
 
 
 class LoraLinear(lora.Linear):
-    """A linear layer that runs with the adapter named by `selected`, or as the base when it is None."""
+    """A linear layer that runs with the adapters named by `selected`, or as the base when there are none."""
 
-    selected: str | None = None
+    selected: tuple[str, ...] = ()
 
     def matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
         """The adapter's A, [rank, in], and B, [out, rank]."""
@@ -59,13 +59,24 @@ class LoraLinear(lora.Linear):
         assert isinstance(b, Tensor)
         return a, b
 
+    def product(self, adapters: tuple[str, ...]) -> tuple[Tensor, Tensor, float]:
+        """A, B and scaling whose one product is the sum of the adapters' products: their factors side by
+        side, under the last one's scaling. Gradients reach each adapter's own factors."""
+        scaling: float = self.scaling[adapters[-1]]
+        if len(adapters) == 1:
+            return *self.matrices(adapters[0]), scaling
+        pairs = [self.matrices(adapter) for adapter in adapters]
+        rescaled = [
+            b * (self.scaling[adapter] / scaling) for adapter, (_, b) in zip(adapters, pairs, strict=True)
+        ]
+        return torch.cat([a for a, _ in pairs]), torch.cat(rescaled, dim=1), scaling
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = self.get_base_layer()
         assert isinstance(base, nn.Linear)
-        if self.selected is None:
+        if not self.selected:
             return functional.linear(x, base.weight, base.bias)
-        a, b = self.matrices(self.selected)
-        out: Tensor = _LoraProduct.apply(x, base.weight, base.bias, a, b, self.scaling[self.selected])
+        out: Tensor = _LoraProduct.apply(x, base.weight, base.bias, *self.product(self.selected))
         return out
 
 

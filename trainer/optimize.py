@@ -9,7 +9,7 @@ from torch import Tensor
 
 from domain.recipe import Recipe
 from trainer.loss import TokenLoss, cross_entropy_loss, divergence_loss
-from trainer.model import AdaptedModel
+from trainer.model import Model
 from trainer.sequences import Training, micro_batches, response_states, token_weights
 from trainer.teacher import Teacher, update_average
 
@@ -30,7 +30,7 @@ class StepFigures:
 class Optimizer:
     """AdamW over the student's A and B in float32, and the moving average where the recipe has one."""
 
-    def __init__(self, model: AdaptedModel, recipe: Recipe, teacher: Teacher) -> None:
+    def __init__(self, model: Model, recipe: Recipe, teacher: Teacher) -> None:
         self._model = model
         self._recipe = recipe
         self._teacher = teacher

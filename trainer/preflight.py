@@ -8,7 +8,7 @@ from domain.grading import grade
 from domain.recipe import Recipe
 from domain.skill import Grader
 from trainer.contexts import Lesson
-from trainer.model import AdaptedModel
+from trainer.model import Model
 from trainer.rollout import sample
 from trainer.teacher import Teacher
 
@@ -50,7 +50,7 @@ def check_lengths(lessons: Sequence[Lesson], recipe: Recipe, window: int) -> int
 
 
 def measure_gap(
-    model: AdaptedModel, teacher: Teacher, recipe: Recipe, holdout: Sequence[tuple[Grader, Lesson]]
+    model: Model, teacher: Teacher, recipe: Recipe, holdout: Sequence[tuple[Grader, Lesson]]
 ) -> Gap:
     """Greedy answers of student and teacher on at most MEASURED_ITEMS held-out items, graded."""
     stride = max(1, len(holdout) // MEASURED_ITEMS)
@@ -79,7 +79,7 @@ def check_gap(measured: Gap, recipe: Recipe) -> None:
 
 
 def _score(
-    model: AdaptedModel, items: list[tuple[Grader, Lesson]], prompts: list[list[int]], recipe: Recipe
+    model: Model, items: list[tuple[Grader, Lesson]], prompts: list[list[int]], recipe: Recipe
 ) -> float:
     answers = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), 0.0, None)
     texts = [model.text(answer.tokens) for answer in answers]

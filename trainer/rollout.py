@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from trainer.model import AdaptedModel
+from trainer.model import Model
 
 MAX_ROWS = 96
 """Prompts decoded together: the decode step is bound by reading weights, so more rows are nearly free."""
@@ -23,7 +23,7 @@ class Sample:
 
 @torch.no_grad()
 def sample(
-    model: AdaptedModel,
+    model: Model,
     prompts: Sequence[list[int]],
     limits: Sequence[int],
     temperature: float,
@@ -45,7 +45,7 @@ def sample(
 
 
 def _sample_group(
-    model: AdaptedModel,
+    model: Model,
     prompts: list[list[int]],
     limits: list[int],
     temperature: float,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.model import AdaptedModel
+from trainer.model import Model
 
 BATCH_TOKENS = 2048
 """Padded tokens in one forward pass with gradients: bounds activation memory."""
@@ -57,7 +57,7 @@ def micro_batches(lengths: Sequence[int], limit: int = BATCH_TOKENS) -> list[lis
     return groups
 
 
-def response_states(model: AdaptedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+def response_states(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     """Hidden states that predict each response token, [response, hidden] for each (prompt, response).
 
     Rows are padded on the right: under causal attention no real token sees the padding, so no mask is

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from domain.recipe import Recipe
-from trainer.model import AdaptedModel, Adapter
+from trainer.model import Model, Role
 from trainer.sequences import Training, micro_batches, response_states
 
 OWN_STATES_BYTES = 1 << 30
@@ -30,10 +30,10 @@ class Teacher:
     a score never depends on what else was in the batch or in the cache: a resumed run repeats it exactly.
     """
 
-    def __init__(self, model: AdaptedModel, recipe: Recipe) -> None:
+    def __init__(self, model: Model, recipe: Recipe) -> None:
         self._model = model
         self._frozen = recipe.teacher != "ema"
-        weights: dict[str, Adapter | None] = {"ema": "ema", "parent": model.parent(), "base": None}
+        weights: dict[str, Role | None] = {"ema": "ema", "parent": model.parent(), "base": None}
         self.adapter = weights[recipe.teacher]
         self._own_states: dict[int, Tensor] = {}
         self._own_bytes = 0
@@ -43,7 +43,7 @@ class Teacher:
     def states(self, sequences: Sequence[Training]) -> list[Tensor]:
         """Hidden states that predict each response token, [response, hidden] per sequence."""
         found: dict[int, Tensor] = {}
-        together: dict[Adapter | None, list[int]] = {}
+        together: dict[Role | None, list[int]] = {}
         for index, sequence in enumerate(sequences):
             if sequence.rehearsal:
                 together.setdefault(self._model.parent(), []).append(index)

@@ -109,4 +109,4 @@ def job(base_folder: Path, tmp_path: Path, skill: SkillToTeach) -> TrainingJob:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 whatever the hardware prefers, so that references can be compared tightly."""
-    monkeypatch.setattr("trainer.model.compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr("trainer.loading.compute_dtype", lambda: torch.float32)

@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from tests.unit.trainer.conftest import RECIPE
-from trainer.model import AdaptedModel, load_model
+from trainer.loading import load_model
+from trainer.model import Model
 from trainer.rollout import _draw, sample
 
 pytestmark = pytest.mark.usefixtures("exact")
 
 
 @pytest.fixture
-def model(base_folder: Path) -> AdaptedModel:
+def model(base_folder: Path) -> Model:
     return load_model(base_folder, RECIPE, None)
 
 
-def greedy(model: AdaptedModel, prompt: list[int], count: int) -> list[int]:
+def greedy(model: Model, prompt: list[int], count: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
         with torch.no_grad():
@@ -28,13 +29,13 @@ def greedy(model: AdaptedModel, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def test_batched_greedy_equals_one_by_one(model: AdaptedModel) -> None:
+def test_batched_greedy_equals_one_by_one(model: Model) -> None:
     prompts = [[0, 20, 21, 22], [0, 33], [0, 40, 41, 42, 43, 44, 45]]
     found = sample(model, prompts, [4] * 3, 0.0, None)
     assert [answer.tokens for answer in found] == [greedy(model, prompt, 4) for prompt in prompts]
 
 
-def test_truncated_exactly_when_no_stop_token_was_drawn(model: AdaptedModel) -> None:
+def test_truncated_exactly_when_no_stop_token_was_drawn(model: Model) -> None:
     prompts = [[0, i] for i in range(20, 60)]
     found = sample(model, prompts, [8] * 40, 3.0, torch.Generator().manual_seed(0))
     stops = model.stop_ids
@@ -45,7 +46,7 @@ def test_truncated_exactly_when_no_stop_token_was_drawn(model: AdaptedModel) -> 
         assert len(answer.tokens) == 8 or not answer.truncated
 
 
-def test_same_generator_same_samples(model: AdaptedModel) -> None:
+def test_same_generator_same_samples(model: Model) -> None:
     prompts = [[0, i] for i in range(20, 30)]
     one = sample(model, prompts, [5] * 10, 1.0, torch.Generator().manual_seed(5))
     assert one == sample(model, prompts, [5] * 10, 1.0, torch.Generator().manual_seed(5))
@@ -60,7 +61,7 @@ def test_draws_follow_the_tempered_distribution() -> None:
     assert drawn.float().mean().item() == pytest.approx(0.75, abs=0.01)
 
 
-def test_every_prompt_has_its_own_limit(model: AdaptedModel) -> None:
+def test_every_prompt_has_its_own_limit(model: Model) -> None:
     found = sample(model, [[0, 20], [0, 30], [0, 40]], [1, 6, 3], 1.0, torch.Generator().manual_seed(1))
     for answer, limit in zip(found, [1, 6, 3], strict=True):
         assert len(answer.tokens) == limit or not answer.truncated

@@ -9,14 +9,15 @@ from torch import Tensor
 from tests.unit.trainer.conftest import RECIPE
 from tests.unit.trainer.test_model import randomise
 from trainer.attention import short_attention
-from trainer.model import AdaptedModel, load_model
+from trainer.loading import load_model
+from trainer.model import Model
 from trainer.sequences import Training, response_states
 from trainer.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("exact")
 
 
-def plain(model: AdaptedModel, prompt: list[int], response: list[int]) -> Tensor:
+def plain(model: Model, prompt: list[int], response: list[int]) -> Tensor:
     with torch.no_grad():
         return model.hidden(torch.tensor([[*prompt, *response]]))[0, len(prompt) - 1 : -1].float()
 
