@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--run", nargs=2, action="append", default=[], metavar=("NAME", "RECIPE"))
     parser.add_argument("--skills", nargs="+", default=["banking_intent", "clinc_route"])
-    parser.add_argument("--rehearsal", type=Path, default=Path("worker/rehearsal_prompts.jsonl"))
+    parser.add_argument("--rehearsal", type=Path, default=Path("domain/rehearsal_prompts.jsonl"))
     parser.add_argument("--parent", type=Path, help="adapter to start from, taught the skills of --taught")
     parser.add_argument("--taught", nargs="*", default=[])
     parser.add_argument("--general", type=int, default=200, help="items per general benchmark; 0 for none")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -42,28 +42,42 @@ class Demonstration(BaseModel):
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
-class DemonstrationLine(BaseModel):
+class PromptLine(BaseModel):
+    """The prompt of a line: `prompt`, or `messages` for more than one turn. Other fields don't matter."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str | None = Field(default=None, min_length=1)
+    messages: list[Message] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either 'prompt' or 'messages'")
+        if self.messages is not None and self.messages[-1].role != "user":
+            raise ValueError("'messages' must end with a user message")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("'prompt' is blank")
+        return self
+
+    def to_messages(self) -> list[Message]:
+        return self.messages or [Message(role="user", content=self.prompt or "")]
+
+
+class DemonstrationLine(PromptLine):
     """A demonstration as it is sent (DESIGN: HTTP contract)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str | None = Field(default=None, min_length=1)
-    messages: list[Message] | None = Field(default=None, min_length=1)
     response: str = Field(min_length=1)
     context: str | None = Field(default=None, min_length=1)
     answer: str | None = Field(default=None, min_length=1)
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one_prompt(self) -> "DemonstrationLine":
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("give either 'prompt' or 'messages'")
-        if self.messages is not None and self.messages[-1].role != "user":
-            raise ValueError("'messages' must end with a user message")
+    def _can_be_taught(self) -> Self:
         if not self.response.strip():
             raise ValueError("'response' is blank")
-        if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("'prompt' is blank")
         try:
             json.dumps(self.metadata, ensure_ascii=False, allow_nan=False).encode()
         except ValueError as error:  # NaN, infinity, half of a surrogate pair: Python's JSON, nobody else's
@@ -71,9 +85,8 @@ class DemonstrationLine(BaseModel):
         return self
 
     def to_demonstration(self) -> Demonstration:
-        messages = self.messages or [Message(role="user", content=self.prompt or "")]
         return Demonstration(
-            messages=messages,
+            messages=self.to_messages(),
             response=self.response,
             context=self.context,
             answer=self.answer or self.response,
@@ -86,11 +99,27 @@ def is_held_out(prompt_hash: str, holdout_fraction: float) -> bool:
     return int(prompt_hash[:8], 16) / 0x1_0000_0000 < holdout_fraction
 
 
-def parse_jsonl(body: bytes) -> list[Demonstration]:
-    """Every line of a JSONL body, or none.
+def parse_jsonl(body: bytes) -> list[tuple[int, Demonstration]]:
+    """Every line of a JSONL body with its number from 1, or none.
 
     Raises DemonstrationsRejected naming every bad line; blank lines are skipped but counted.
     """
+    lines = _validate(DemonstrationLine, *_json_lines(body))
+    return [(number, line.to_demonstration()) for number, line in lines]
+
+
+def parse_objects(values: list[JsonValue]) -> list[Demonstration]:
+    """The `demonstrations` array of a JSON body; entries count as lines from 1."""
+    lines = _validate(DemonstrationLine, list(enumerate(values, start=1)), [])
+    return [line.to_demonstration() for _, line in lines]
+
+
+def parse_prompts(body: bytes) -> list[list[Message]]:
+    """The prompts of a JSONL body, which may be one of demonstrations. Raises as `parse_jsonl`."""
+    return [line.to_messages() for _, line in _validate(PromptLine, *_json_lines(body))]
+
+
+def _json_lines(body: bytes) -> tuple[list[tuple[int, JsonValue]], list[LineError]]:
     values: list[tuple[int, JsonValue]] = []
     errors: list[LineError] = []
     for number, raw in enumerate(body.split(b"\n"), start=1):
@@ -100,19 +129,19 @@ def parse_jsonl(body: bytes) -> list[Demonstration]:
             values.append((number, json.loads(raw)))
         except (ValueError, RecursionError) as error:
             errors.append(LineError(line=number, param=None, message=f"not valid JSON ({error})"))
-    return _validate(values, errors)
+    return values, errors
 
 
-def parse_objects(values: list[JsonValue]) -> list[Demonstration]:
-    """The `demonstrations` array of a JSON body; entries count as lines from 1."""
-    return _validate(list(enumerate(values, start=1)), [])
+Line = TypeVar("Line", bound=PromptLine)
 
 
-def _validate(values: list[tuple[int, JsonValue]], errors: list[LineError]) -> list[Demonstration]:
-    accepted: list[Demonstration] = []
+def _validate(
+    kind: type[Line], values: list[tuple[int, JsonValue]], errors: list[LineError]
+) -> list[tuple[int, Line]]:
+    accepted: list[tuple[int, Line]] = []
     for number, value in values:
         try:
-            accepted.append(DemonstrationLine.model_validate(value).to_demonstration())
+            accepted.append((number, kind.model_validate(value)))
         except ValidationError as invalid:
             errors.extend(_line_errors(number, invalid))
     if errors:

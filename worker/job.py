@@ -4,17 +4,16 @@ Later claims take the kept one: demonstrations that were accepted in between mus
 checkpoint is resumed into (the trainer ignores checkpoints of another job).
 """
 
-import json
 import os
 import random
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from domain.demonstration import Demonstration, Message
+from domain.rehearsal import general_prompts
 from domain.skill import Grader
 from domain.training import SkillToTeach, TrainingJob
 from registry.assistants import get_assistant, get_skill
@@ -91,10 +90,3 @@ def rehearsal_prompts(
     if len(taught) > len(general):
         taught = random.Random(seed).sample(taught, len(general))
     return general + taught
-
-
-def general_prompts() -> list[list[Message]]:
-    """The built-in ordinary prompts for rehearsal: one {"prompt": text} per line."""
-    text = (resources.files("worker") / "rehearsal_prompts.jsonl").read_text(encoding="utf-8")
-    prompts = [json.loads(line)["prompt"] for line in text.split("\n") if line.strip()]
-    return [[Message(role="user", content=prompt)] for prompt in prompts]

@@ -105,10 +105,8 @@ def list_demonstrations(
 def _parse(body: bytes, media_type: str) -> list[tuple[int, Demonstration]]:
     """Demonstrations with their line numbers (of a JSON body: positions from 1)."""
     if media_type in JSON_LINES:
-        lines = body.split(b"\n")
-        numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
-        _require_few(len(numbers))
-        return list(zip(numbers, parse_jsonl(body), strict=True))
+        _require_few(sum(bool(line.strip()) for line in body.split(b"\n")))
+        return parse_jsonl(body)
     if media_type == JSON:
         values = _demonstrations_field(body)
         _require_few(len(values))

@@ -75,7 +75,7 @@ def test_demonstration_lines_need_no_mapping(tmp_path: Path) -> None:
     file = write(tmp_path, {"prompt": "p", "response": "r", "context": "c"}, {"prompt": "q", "response": "s"})
     skill = read_skill_file("x", file)
     assert skill.grader == ExactGrader()
-    assert parse_jsonl(skill.jsonl()) == [
+    assert [one for _, one in parse_jsonl(skill.jsonl())] == [
         one.model_copy(update={"metadata": {}}) for one in skill.demonstrations
     ]
     assert skill.demonstrations[0].context == "c"

@@ -1,7 +1,7 @@
 """The rehearsal that an update gets."""
 
 from domain.demonstration import Message
-from worker.job import general_prompts, rehearsal_prompts
+from worker.job import rehearsal_prompts
 
 
 def prompts(word: str, count: int) -> list[list[Message]]:
@@ -22,9 +22,3 @@ def test_earlier_skills_never_outnumber_general_prompts() -> None:
     assert len({prompt[0].content for prompt in drawn}) == 10
     assert rehearsal_prompts(general, taught, "upd_a") == drawn
     assert rehearsal_prompts(general, taught, "upd_b") != drawn
-
-
-def test_built_in_general_prompts_are_distinct() -> None:
-    texts = [messages[-1].content for messages in general_prompts()]
-    assert len(texts) >= 200
-    assert len(set(texts)) == len(texts)
