@@ -28,9 +28,9 @@ from trainer.contexts import chat_tokens
 from trainer.loading import load_model
 from trainer.loss import divergence_loss
 from trainer.model import Model
-from trainer.rollout import sample
+from trainer.rollout import GREEDY, Sampling, sample
 from trainer.run import train
-from trainer.sequences import micro_batches, response_states
+from trainer.sequences import all_response_states
 
 ORDINARY = [
     "What is the capital of Italy?",
@@ -76,7 +76,7 @@ def load_skill(data: Path, name: str, holdout: int) -> tuple[SkillToTeach, list[
 
 def answers(model: Model, prompts: list[list[Message]], max_new_tokens: int) -> list[str]:
     tokens = [chat_tokens(model.tokenizer, messages) for messages in prompts]
-    drawn = sample(model, tokens, [max_new_tokens] * len(tokens), 0.0, None)
+    drawn = sample(model, tokens, [max_new_tokens] * len(tokens), GREEDY)
     return [model.text(s.tokens) for s in drawn]
 
 
@@ -94,12 +94,11 @@ def continuation_scores(model: Model, pairs: list[tuple[str, str]]) -> list[tupl
         whole = model.tokenizer(prefix + continuation, add_special_tokens=False)["input_ids"]
         encoded.append((whole[: len(before)], whole[len(before) :]))
     found: dict[int, tuple[float, bool]] = {}
-    for group in micro_batches([len(p) + len(r) for p, r in encoded]):
-        for index, states in zip(group, response_states(model, [encoded[i] for i in group]), strict=True):
-            logp = torch.log_softmax(functional.linear(states, model.head).float(), -1)
-            target = torch.tensor(encoded[index][1])
-            total = logp.gather(1, target[:, None]).sum().item()
-            found[index] = total, bool((logp.argmax(-1) == target).all())
+    for index, states in enumerate(all_response_states(model, encoded)):
+        logp = torch.log_softmax(functional.linear(states, model.head).float(), -1)
+        target = torch.tensor(encoded[index][1])
+        total = logp.gather(1, target[:, None]).sum().item()
+        found[index] = total, bool((logp.argmax(-1) == target).all())
     return [found[i] for i in range(len(pairs))]
 
 
@@ -108,11 +107,11 @@ def ordinary_kl(model: Model) -> float:
     """Mean forward KL, base to version, in nats per token of the base's own samples to ORDINARY."""
     prompts = [chat_tokens(model.tokenizer, [Message(role="user", content=q)]) for q in ORDINARY]
     with model.using(None):
-        drawn = sample(model, prompts, [32] * len(prompts), 1.0, torch.Generator().manual_seed(0))
+        drawn = sample(model, prompts, [32] * len(prompts), Sampling(1.0))
         rows = [(prompt, answer.tokens) for prompt, answer in zip(prompts, drawn, strict=True)]
-        base = torch.cat(response_states(model, rows))
+        base = torch.cat(all_response_states(model, rows))
     with model.using(model.parent()):
-        version = torch.cat(response_states(model, rows))
+        version = torch.cat(all_response_states(model, rows))
     weights = torch.full((len(base),), 1 / len(base))
     return divergence_loss(version, base, model.head, weights, 1.0, "forward").total.item()
 

@@ -1,23 +1,31 @@
 """Every training knob, serialisable and stored with the version it made."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Method = Literal["sdft", "sft"]
-Divergence = Literal["forward", "reverse"]
-Teacher = Literal["ema", "parent", "base"]
-ParentAdapter = Literal["continue", "merge"]
-Context = Literal["instruction", "turns"]
+Method = Literal["sdft", "sft", "dft", "cpt", "sft_reinvoke", "offline_distillation"]
+Divergence = Literal["forward", "reverse", "jsd"]
+Teacher = Literal["ema", "parent", "base", "live"]
+Context = Literal["instruction", "turns", "knowledge", "feedback", "template"]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
+
+TEMPLATE_FIELD = re.compile(r"\{(question|response|context)\}")
+"""What a context template is filled with."""
 
 
 class Recipe(BaseModel):
     """How one update trains. Defaults are the paper's; `small_model()` is what a small base gets.
 
     Student s = [x; y], teacher u = [x + demonstration; y], y sampled by the student.
-    `divergence` is `forward` KL(teacher || student), as the authors' code and results have it, or
-    `reverse` KL(student || teacher), as the paper's text has it.
+    `divergence` is `forward` KL(teacher || student), as the authors' code and results have it,
+    `reverse` KL(student || teacher), as the paper's text has it, or `jsd`, between them by `jsd_beta`.
+
+    `method` is `sdft` or a control on the same loop and data: `sft` (cross-entropy on demonstrations),
+    `dft` (the same weighted by the token's own probability, arXiv 2508.05629), `cpt` (next token over the
+    demonstration's context, or its prompt and response, as plain text), `sft_reinvoke` (sft, then
+    `reinvoke_steps` of rehearsal alone), `offline_distillation` (the teacher's own answers, sampled once).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,22 +43,49 @@ class Recipe(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
 
-    lora_rank: int = Field(default=16, ge=1, le=512)
+    lora_rank: int = Field(default=16, ge=0, le=512, description="0 trains every weight")
     lora_alpha: float = Field(default=32.0, gt=0)
-    parent_adapter: ParentAdapter = Field(
+    parent_adapter: Literal["continue", "merge"] = Field(
         default="continue",
-        description="continue: the parent's adapter trains on, at lora_rank; merge: it stays frozen and "
-        "fresh factors of lora_rank train beside it, so that the version's rank is the sum",
+        description="continue trains on the parent version's adapter; merge freezes it beside a fresh one",
     )
 
     temperature: float = Field(default=1.0, gt=0, le=5)
+    top_p: float = Field(default=1.0, gt=0, le=1, description="of sampling alone; the loss sees every token")
     max_new_tokens: int = Field(default=1024, ge=1)
+    rollouts_per_prompt: int = Field(
+        default=1, ge=1, le=64, description="samples on each prompt; batch_size counts prompts"
+    )
     divergence: Divergence = "forward"
+    jsd_beta: float = Field(
+        default=0.5, gt=0, lt=1, description="jsd: weight of the teacher in the mixture and of its KL"
+    )
+    divergence_top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="compare this many tokens and one tail bucket; null is the whole vocabulary, exact",
+    )
+    top_k_support: Literal["teacher", "student"] = Field(
+        default="teacher", description="whose most probable tokens divergence_top_k takes"
+    )
+    importance_clip: float | None = Field(
+        default=None,
+        ge=1,
+        description="weigh a sampled token by exp(log p now - log p when drawn), at most this; null: by 1",
+    )
     teacher: Teacher = "ema"
     teacher_update_rate: float = Field(default=0.02, ge=0, le=1)
     context: Context = "instruction"
+    context_template: str | None = Field(
+        default=None,
+        max_length=20_000,
+        description="context 'template': the teacher's question, with {question}, {response}, {context}",
+    )
     num_context_demonstrations: int = Field(
         default=0, ge=0, le=16, description="other demonstrations shown besides the prompt's own"
+    )
+    demonstration_selection: Literal["sampled", "nearest"] = Field(
+        default="sampled", description="how the other demonstrations are chosen; nearest is by BM25"
     )
     demonstration_repeats: int = Field(
         default=1,
@@ -69,7 +104,6 @@ class Recipe(BaseModel):
         description="share of each batch that is general and earlier skills' prompts, "
         "teacher = parent without demonstration",
     )
-
     max_rehearsal_tokens: int = Field(
         default=256,
         ge=1,
@@ -82,17 +116,52 @@ class Recipe(BaseModel):
         description="optimizer steps served by one round of student samples; 1 is strictly on-policy",
     )
 
+    reinvoke_steps: int = Field(
+        default=0, ge=0, description="sft_reinvoke: steps of rehearsal alone after the supervised ones"
+    )
+    offline_targets: Literal["tokens", "distribution"] = Field(
+        default="tokens",
+        description="offline_distillation: cross-entropy on the teacher's answers, or its divergence there",
+    )
+
     min_teacher_gap: float = Field(
         default=0.02, ge=-1, le=1, description="smallest teacher minus student score at preflight"
     )
     on_small_gap: Literal["refuse", "train"] = "refuse"
     checkpoint_every: int = Field(default=10, ge=1, description="optimizer steps between checkpoints")
+    early_stop_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="score the held-out items every so many steps and keep the best weights; null: never",
+    )
+    early_stop_patience: int = Field(
+        default=3, ge=1, description="stop after so many scores in a row without a better one"
+    )
+    kl_to_base_every: int = Field(
+        default=10, ge=0, description="steps between measurements of the KL to the base; 0: never"
+    )
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _rehearsal_leaves_room(self) -> Self:
         if round(self.batch_size * (1 - self.rehearsal_share)) < 1:
             raise ValueError("rehearsal_share leaves no room for a demonstration in the batch")
+        return self
+
+    @model_validator(mode="after")
+    def _template_is_used(self) -> Self:
+        if (self.context == "template") != (self.context_template is not None):
+            raise ValueError("context 'template' and context_template come together")
+        if self.context_template is not None:
+            names = set(TEMPLATE_FIELD.findall(self.context_template))
+            if "question" not in names or len(names) == 1:
+                raise ValueError("context_template must hold {question} and {response} or {context}")
+        return self
+
+    @model_validator(mode="after")
+    def _reinvokes(self) -> Self:
+        if (self.method == "sft_reinvoke") != (self.reinvoke_steps > 0):
+            raise ValueError("method 'sft_reinvoke' and reinvoke_steps above 0 come together")
         return self
 
     @classmethod

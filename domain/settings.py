@@ -1,10 +1,16 @@
 """Where this installation keeps its state and finds its services; every field is RATCHET_<NAME>."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def half_the_cores() -> int:
+    """Trainer and engine share the machine; together they should not exceed its cores."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 class Settings(BaseSettings):
@@ -25,8 +31,8 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     sweep_seconds: float = Field(default=2.0, gt=0)
-    trainer_threads: int = Field(default=2, ge=1)
-    engine_threads: int = Field(default=2, ge=1)
+    trainer_threads: int = Field(default_factory=half_the_cores, ge=1)
+    engine_threads: int = Field(default_factory=half_the_cores, ge=1)
     log_level: str = "INFO"
     allowed_hosts: str = "127.0.0.1,localhost,[::1]"
     """Host names that the API answers to, comma-separated; `*` answers to any (behind a proxy)."""

@@ -13,22 +13,23 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "ratchet_short"
-LONGEST = 256
+LONGEST = 512
 """Tokens above which the [tokens, tokens] scores cost more memory than they save time."""
 
 
 def short_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Causal attention; query [batch, heads, tokens, d], key and value [batch, kv heads, tokens, d].
+    """Causal attention, or by a bool mask [batch, 1, tokens, tokens] that is True where a token may look;
+    query [batch, heads, tokens, d], key and value [batch, kv heads, tokens, d].
 
-    Everything but an unmasked forward pass with gradients on a CPU goes to the fused kernel.
+    Everything but a forward pass with gradients on a CPU goes to the fused kernel.
     """
     batch, heads, tokens, size = query.shape
     plain = (
         query.requires_grad
         and query.device.type == "cpu"
-        and attention_mask is None
+        and (attention_mask is None or attention_mask.dtype == torch.bool)
         and tokens == key.shape[2] <= LONGEST
         and not kwargs.get("dropout")
     )
@@ -38,8 +39,11 @@ def short_attention(
     groups = key.shape[1]
     grouped = (query * scaling).reshape(batch, groups, heads // groups * tokens, size)
     scores = (grouped @ key.transpose(-1, -2)).float().view(batch, groups, heads // groups, tokens, tokens)
-    future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
-    weights = torch.softmax(scores.masked_fill_(future, float("-inf")), -1).to(value.dtype)
+    if attention_mask is None:
+        hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
+    else:
+        hidden = attention_mask[:, :, None].logical_not()
+    weights = torch.softmax(scores.masked_fill_(hidden, float("-inf")), -1).to(value.dtype)
     out = weights.view(batch, groups, heads // groups * tokens, tokens) @ value
     return out.view(batch, heads, tokens, size).transpose(1, 2).contiguous(), None
 

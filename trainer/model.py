@@ -3,12 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.packing import PackedBatch, sharing_is_exact
 
 Role = Literal["student", "parent", "ema"]
 """Whose weights run: `student` trains; `parent` is the frozen version the update starts from; `ema` is the
@@ -34,6 +37,7 @@ class Model(ABC):
         """`causal` tells what all roles share: the window, the tokens that end an answer, the device."""
         self.tokenizer = tokenizer
         self.context_window: int = causal.config.max_position_embeddings
+        self._window = getattr(causal.config.get_text_config(), "sliding_window", None)
         self.device = causal.device
         generation = causal.generation_config
         configured = generation.eos_token_id if generation else None
@@ -79,6 +83,18 @@ class Model(ABC):
         )
         states: Tensor = out.last_hidden_state
         return states
+
+    def packed_states(self, batch: PackedBatch) -> Tensor:
+        """Last hidden states of every pack's tokens, [R, L, hidden], of the role in use."""
+        mask = None if batch.mask is None else batch.mask.to(self.device)
+        return self.hidden(
+            batch.ids.to(self.device), attention_mask=mask, position_ids=batch.positions.to(self.device)
+        )
+
+    @cached_property
+    def shares_prefixes(self) -> bool:
+        """Whether sequences may be packed as a tree. A sliding window counts columns, not positions."""
+        return self._window is None and sharing_is_exact(self.packed_states)
 
     @abstractmethod
     def head_of(self, role: Role | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from domain.recipe import Recipe
 from trainer.loss import TokenLoss, cross_entropy_loss, divergence_loss
 from trainer.model import Model
-from trainer.sequences import Training, micro_batches, response_states, token_weights
+from trainer.sequences import Training, response_states, token_weights
 from trainer.teacher import Teacher, update_average
 
 
@@ -72,15 +72,13 @@ class Optimizer:
         weights = token_weights([s.mask for s in sequences])
         loss, kinds, per_token, entropies = 0.0, [], [], []
         with self._model.using("student"):
-            for group in micro_batches([len(s.prompt) + len(s.response) for s in sequences]):
-                members = [sequences[i] for i in group]
-                student = response_states(self._model, [(s.prompt, s.response) for s in members])
+            for members, student in response_states(self._model, [(s.prompt, s.response) for s in sequences]):
                 totals = []
                 for rehearsal in (False, True):
                     part = [
-                        (sequence, hidden, weights[index])
-                        for index, sequence, hidden in zip(group, members, student, strict=True)
-                        if sequence.rehearsal == rehearsal and any(sequence.mask)
+                        (sequences[index], hidden, weights[index])
+                        for index, hidden in zip(members, student, strict=True)
+                        if sequences[index].rehearsal == rehearsal and any(sequences[index].mask)
                     ]
                     if part:
                         result = self._loss(part, states)

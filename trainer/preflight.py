@@ -9,7 +9,7 @@ from domain.recipe import Recipe
 from domain.skill import Grader
 from trainer.contexts import Lesson
 from trainer.model import Model
-from trainer.rollout import sample
+from trainer.rollout import GREEDY, sample
 from trainer.teacher import Teacher
 
 MEASURED_ITEMS = 32
@@ -81,7 +81,7 @@ def check_gap(measured: Gap, recipe: Recipe) -> None:
 def _score(
     model: Model, items: list[tuple[Grader, Lesson]], prompts: list[list[int]], recipe: Recipe
 ) -> float:
-    answers = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), 0.0, None)
+    answers = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), GREEDY)
     texts = [model.text(answer.tokens) for answer in answers]
     scores = [
         grade(grader, text, lesson.demonstration.answer)

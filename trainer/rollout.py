@@ -1,4 +1,4 @@
-"""Sampling answers: many prompts at once, prompt KV cache reused, finished rows dropped."""
+"""Sampling answers: many prompts at once, their common beginning read once, finished rows dropped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from trainer.model import Model
+from trainer.packing import common_beginning
 
 MAX_ROWS = 96
 """Prompts decoded together: the decode step is bound by reading weights, so more rows are nearly free."""
@@ -19,26 +20,43 @@ class Sample:
     tokens: list[int]
     """Ends with the stop token unless truncated."""
     truncated: bool
+    logprobs: list[float]
+    """Log-probability of each token under the tempered distribution, before `top_p`; empty when greedy."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. Temperature 0 is greedy."""
+
+    temperature: float
+    top_p: float = 1.0
+    seed: int = 0
+    """A row's draws depend on the seed, its place among the prompts and nothing else: neither on the
+    grouping nor on the other rows."""
+
+
+GREEDY = Sampling(temperature=0.0)
 
 
 @torch.no_grad()
 def sample(
-    model: Model,
-    prompts: Sequence[list[int]],
-    limits: Sequence[int],
-    temperature: float,
-    generator: torch.Generator | None,
+    model: Model, prompts: Sequence[list[int]], limits: Sequence[int], sampling: Sampling
 ) -> list[Sample]:
-    """One answer for each prompt, of at most its limit of tokens, by the adapter in use.
-
-    Temperature 0 is greedy and takes no generator.
-    """
+    """One answer for each prompt, of at most its limit of tokens, by the role in use."""
+    if not prompts:
+        return []
+    generator = torch.Generator().manual_seed(sampling.seed)
+    uniforms = torch.rand(len(prompts), max(limits), generator=generator)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Sample] = {}
     for start in range(0, len(by_length), MAX_ROWS):
         chosen = by_length[start : start + MAX_ROWS]
         group = _sample_group(
-            model, [prompts[i] for i in chosen], [limits[i] for i in chosen], temperature, generator
+            model,
+            [prompts[i] for i in chosen],
+            [limits[i] for i in chosen],
+            sampling,
+            uniforms[chosen].to(model.device),
         )
         answers.update(zip(chosen, group, strict=True))
     return [answers[i] for i in range(len(prompts))]
@@ -48,34 +66,47 @@ def _sample_group(
     model: Model,
     prompts: list[list[int]],
     limits: list[int],
-    temperature: float,
-    generator: torch.Generator | None,
+    sampling: Sampling,
+    uniforms: Tensor,
 ) -> list[Sample]:
-    longest = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    # Something must be left to read in every row: its last state draws the first token.
+    shared = min(common_beginning(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+    if shared and len(prompts) > 1:
+        model.hidden(torch.tensor([prompts[0][:shared]], device=model.device), cache=cache)
+        cache.batch_repeat_interleave(len(prompts))
+    else:
+        shared = 0
+    ids, mask = _left_padded([prompt[shared:] for prompt in prompts])
+    positions = (shared + mask.cumsum(-1) - 1).clamp(min=0).to(model.device)
+    mask = functional.pad(mask, (shared, 0), value=1).to(model.device)
+    ids = ids.to(model.device)
     tokens: list[list[int]] = [[] for _ in prompts]
+    logprobs: list[list[float]] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     stop = model.stop_ids
-    cache = DynamicCache()
     while True:
         hidden = model.hidden(ids, cache=cache, attention_mask=mask, position_ids=positions)[:, -1]
-        drawn = _draw(functional.linear(hidden, model.head).float(), temperature, generator).tolist()
+        logits = functional.linear(hidden, model.head).float()
+        places = torch.tensor([len(tokens[row]) for row in active], device=model.device)
+        drawn_ids, drawn_logp = _draw(logits, sampling, uniforms[active, places])
+        drawn = drawn_ids.tolist()
         for row, token in zip(active, drawn, strict=True):
             tokens[row].append(token)
+        if drawn_logp is not None:
+            for row, value in zip(active, drawn_logp.tolist(), strict=True):
+                logprobs[row].append(value)
         kept = [
             place
             for place, (row, token) in enumerate(zip(active, drawn, strict=True))
             if token not in stop and len(tokens[row]) < limits[row]
         ]
         if not kept:
-            return [Sample(answer, answer[-1] not in stop) for answer in tokens]
-        ids = torch.tensor(drawn, device=model.device)[:, None]
+            return [
+                Sample(answer, answer[-1] not in stop, values)
+                for answer, values in zip(tokens, logprobs, strict=True)
+            ]
+        ids = drawn_ids[:, None]
         positions = positions[:, -1:] + 1
         if len(kept) < len(active):
             active = [active[place] for place in kept]
@@ -85,11 +116,42 @@ def _sample_group(
         mask = functional.pad(mask, (0, 1), value=1)
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(-1)
-    # Inverse of the cumulative distribution, one uniform number a row: torch.multinomial draws one for
-    # every entry of the vocabulary, which takes longer than the rest of the head.
-    total = torch.softmax(logits / temperature, -1).cumsum(-1)
-    drawn = torch.rand(len(logits), 1, generator=generator, device=logits.device) * total[:, -1:]
-    return torch.searchsorted(total, drawn, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+def _left_padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, both [rows, longest]."""
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
+        mask[row, longest - len(tokens) :] = 1
+    return ids, mask
+
+
+def _draw(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A token for each row and, unless greedy, its log-probability; uniforms: [rows], in [0, 1).
+
+    Inverse of the cumulative distribution, one uniform number a row: torch.multinomial draws one for every
+    entry of the vocabulary, which takes longer than the rest of the head.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1), None
+    probabilities = torch.softmax(logits / sampling.temperature, -1)
+    if sampling.top_p == 1:
+        places = _invert(probabilities.cumsum(-1), uniforms)
+        return places[:, 0], _chosen(probabilities, places)
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    total = ordered.cumsum(-1)
+    # The smallest set whose mass reaches top_p: a token stays when the mass before it is less.
+    nucleus = ordered.masked_fill_(total - ordered >= sampling.top_p, 0).cumsum(-1)
+    places = order.gather(1, _invert(nucleus, uniforms))
+    return places[:, 0], _chosen(probabilities, places)
+
+
+def _invert(total: Tensor, uniforms: Tensor) -> Tensor:
+    """First place whose cumulative mass exceeds the uniform share of the last one, [rows, 1]."""
+    drawn = uniforms[:, None] * total[:, -1:]
+    return torch.searchsorted(total, drawn, right=True).clamp(max=total.shape[1] - 1)
+
+
+def _chosen(probabilities: Tensor, places: Tensor) -> Tensor:
+    return probabilities.gather(1, places)[:, 0].clamp(min=torch.finfo(torch.float32).tiny).log()

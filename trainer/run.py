@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from domain.errors import TrainingRefused
 from domain.skill import Grader
 from domain.training import CheckpointLine, DoneLine, PreflightLine, StepLine, TrainerLine, TrainingJob
@@ -18,7 +16,7 @@ from trainer.loading import load_model
 from trainer.model import Model
 from trainer.optimize import Optimizer
 from trainer.preflight import check_gap, check_lengths, measure_gap
-from trainer.rollout import sample
+from trainer.rollout import Sampling, sample
 from trainer.sequences import Training, loss_mask
 from trainer.teacher import Teacher
 
@@ -169,9 +167,9 @@ class Run:
             limits += [recipe.max_new_tokens] * len(batch.on_policy)
             limits += [recipe.max_rehearsal_tokens] * len(batch.rehearsal)
             counts.append(len(batch.on_policy) + len(batch.rehearsal))
-        generator = torch.Generator(self._model.device).manual_seed(recipe.seed * 1_000_003 + self.step)
+        sampling = Sampling(recipe.temperature, recipe.top_p, recipe.seed * 1_000_003 + self.step)
         with self._model.using("student"):
-            drawn = sample(self._model, prompts, limits, recipe.temperature, generator)
+            drawn = sample(self._model, prompts, limits, sampling)
         left = [PendingSample(tokens=s.tokens, truncated=s.truncated) for s in drawn]
         for step, count in zip(steps, counts, strict=True):
             self._pending[step], left = left[:count], left[count:]

@@ -1,15 +1,14 @@
 """Response tokens with the prompts that student and teacher read before them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trainer.model import Model
-
-BATCH_TOKENS = 2048
-"""Padded tokens in one forward pass with gradients: bounds activation memory."""
+from trainer.packing import pack
 
 
 @dataclass(frozen=True)
@@ -43,32 +42,32 @@ def token_weights(masks: Sequence[list[bool]]) -> list[list[float]]:
     return [[float(kept) / (sum(mask) * counted) if kept else 0.0 for kept in mask] for mask in masks]
 
 
-def micro_batches(lengths: Sequence[int], limit: int = BATCH_TOKENS) -> list[list[int]]:
-    """Indices grouped by similar length, at most `limit` padded tokens a group (or one sequence)."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        # Sorted upwards, so this sequence is the longest of its group and every row is padded to it.
-        group = groups[-1] if groups else None
-        short = group is not None and lengths[group[0]] * 1.5 < lengths[index] and len(group) >= 4
-        if group is None or short or (len(group) + 1) * lengths[index] > limit:
-            groups.append([index])
-        else:
-            group.append(index)
-    return groups
+class ResponseStates(NamedTuple):
+    """What one forward pass gives."""
+
+    members: list[int]
+    """Indices of its sequences."""
+    states: list[Tensor]
+    """Hidden states that predict each response token, [response, hidden] for each member."""
 
 
-def response_states(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
-    """Hidden states that predict each response token, [response, hidden] for each (prompt, response).
+def response_states(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[ResponseStates]:
+    """Run every (prompt, response) in as few forward passes as memory allows; each pass's graph may be
+    freed before the next one begins."""
+    # Nothing is predicted from the last token.
+    batches = pack([[*prompt, *response[:-1]] for prompt, response in rows], share=model.shares_prefixes)
+    for batch in batches:
+        hidden = model.packed_states(batch)
+        states = [
+            hidden[row, torch.tensor(columns[len(rows[index][0]) - 1 :], device=model.device)]
+            for index, (row, columns) in batch.places.items()
+        ]
+        yield ResponseStates(list(batch.places), states)
 
-    Rows are padded on the right: under causal attention no real token sees the padding, so no mask is
-    needed and the fast attention path applies.
-    """
-    length = max(len(prompt) + len(response) for prompt, response in rows)
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    for row, (prompt, response) in enumerate(rows):
-        ids[row, : len(prompt) + len(response)] = torch.tensor([*prompt, *response])
-    hidden = model.hidden(ids.to(model.device))
-    return [
-        hidden[row, len(prompt) - 1 : len(prompt) + len(response) - 1]
-        for row, (prompt, response) in enumerate(rows)
-    ]
+
+def all_response_states(model: Model, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+    """The states of every (prompt, response) in order, for scoring."""
+    found: dict[int, Tensor] = {}
+    for members, states in response_states(model, rows):
+        found.update(zip(members, states, strict=True))
+    return [found[index] for index in range(len(rows))]

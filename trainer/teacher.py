@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from domain.recipe import Recipe
 from trainer.model import Model, Role
-from trainer.sequences import Training, micro_batches, response_states
+from trainer.sequences import Training, all_response_states
 
 OWN_STATES_BYTES = 1 << 30
 """Memory for a frozen teacher's states of demonstration tokens."""
@@ -54,9 +54,7 @@ class Teacher:
         for adapter, members in together.items():
             with self._model.using(adapter):
                 rows = [(sequences[i].teacher_prompt, sequences[i].response) for i in members]
-                for group in micro_batches([len(p) + len(r) for p, r in rows]):
-                    states = response_states(self._model, [rows[i] for i in group])
-                    found.update((members[i], state.clone()) for i, state in zip(group, states, strict=True))
+                found.update(zip(members, all_response_states(self._model, rows), strict=True))
         return [found[index] for index in range(len(sequences))]
 
     def _frozen_states(self, sequence: Training) -> Tensor:

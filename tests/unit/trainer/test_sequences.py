@@ -1,8 +1,6 @@
-"""Masks, weights and grouping, by hand."""
+"""Masks and weights, by hand."""
 
-import pytest
-
-from trainer.sequences import loss_mask, micro_batches, token_weights
+from trainer.sequences import loss_mask, token_weights
 
 
 def test_first_tokens_are_skipped() -> None:
@@ -21,20 +19,3 @@ def test_weights_are_mean_over_tokens_then_over_sequences() -> None:
 
 def test_nothing_unmasked_weighs_nothing() -> None:
     assert token_weights([[False], []]) == [[0.0], []]
-
-
-def test_groups_hold_similar_lengths_and_respect_the_limit() -> None:
-    groups = micro_batches([10, 50, 11, 12, 13, 52], limit=120)
-    assert groups == [[0, 2, 3, 4], [1, 5]]
-
-
-def test_a_sequence_above_the_limit_stands_alone() -> None:
-    assert micro_batches([5, 300], limit=100) == [[0], [1]]
-
-
-@pytest.mark.parametrize("limit", [64, 200])
-def test_every_sequence_is_in_exactly_one_group(limit: int) -> None:
-    lengths = [7, 33, 20, 61, 20, 5, 48]
-    groups = micro_batches(lengths, limit)
-    assert sorted(i for group in groups for i in group) == list(range(7))
-    assert all(len(group) * max(lengths[i] for i in group) <= limit for group in groups)

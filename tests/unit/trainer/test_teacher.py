@@ -11,7 +11,7 @@ from tests.unit.trainer.test_model import randomise
 from trainer.attention import short_attention
 from trainer.loading import load_model
 from trainer.model import Model
-from trainer.sequences import Training, response_states
+from trainer.sequences import Training, all_response_states
 from trainer.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -62,9 +62,19 @@ def test_padding_changes_no_real_token(base_folder: Path) -> None:
     model = load_model(base_folder, RECIPE, None)
     rows = [([0, 5, 6], [7, 8]), ([0, 5, 6, 9, 10, 11, 12], [13, 14, 15, 1])]
     with model.using(None), torch.no_grad():
-        together = response_states(model, rows)
+        together = all_response_states(model, rows)
         for (prompt, response), state in zip(rows, together, strict=True):
             torch.testing.assert_close(state.float(), plain(model, prompt, response), rtol=1e-4, atol=1e-4)
+
+
+def test_short_attention_follows_a_mask() -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    key, value = torch.randn(2, 1, 1, 3, 4, dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    found, _ = short_attention(torch.nn.Module(), query, key, value, mask[None, None], scaling=0.5)
+    scores = (0.5 * query @ key.transpose(-1, -2)).masked_fill(~mask, float("-inf"))
+    torch.testing.assert_close(found, (scores.softmax(-1) @ value).transpose(1, 2), rtol=1e-5, atol=1e-6)
 
 
 def test_short_attention_equals_the_definition() -> None:
