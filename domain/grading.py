@@ -23,12 +23,17 @@ from domain.skill import (
 PATTERN_SECONDS = 1.0
 """A skill's pattern is the team's own and may backtrack for ever: past this it counts as no match."""
 
+REASONING_END = "</think>"
+
 Call = tuple[str, dict[str, str]]
 
 
 def grade(grader: Grader, output: str, answer: str) -> float:
-    """Score of `output` against `answer`: 1.0 right, 0.0 wrong. An empty output or answer is wrong."""
-    output, answer = output.strip(), answer.strip()
+    """Score of `output` against `answer`: 1.0 right, 0.0 wrong. An empty output or answer is wrong.
+
+    What a thinking model wrote up to its closing `</think>` is reasoning and not part of the answer.
+    """
+    output, answer = (text.rpartition(REASONING_END)[2].strip() for text in (output, answer))
     if not output or not answer:
         return 0.0
     match grader:

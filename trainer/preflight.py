@@ -1,51 +1,159 @@
-"""What is checked before a single step: every teacher prompt fits, and the teacher knows more."""
+"""What is checked before a single step: every prompt fits, the data is sound, the teacher knows more."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
+from transformers import PreTrainedTokenizerBase
+
+from domain.data_checks import findings, quoted, text_problems
+from domain.demonstration import Split
 from domain.errors import TrainingRefused
-from domain.grading import grade
+from domain.preflight import FindingCode, Place, PreflightReport
 from domain.recipe import Recipe
 from domain.skill import Grader
+from domain.training import TrainingJob
 from trainer.contexts import Lesson
 from trainer.model import Model
+<<<<<<< ours
 from trainer.rollout import GREEDY, sample
+=======
+from trainer.preflight_gap import WITHOUT_TEACHER, gap_findings, measure_gap
+>>>>>>> theirs
 from trainer.teacher import Teacher
 
-MEASURED_ITEMS = 32
-"""Held-out items answered by student and teacher: about ten seconds on two cores."""
+PLACES_IN_A_REFUSAL = 3
+Problem = tuple[FindingCode, Place]
 
 
-@dataclass(frozen=True)
-class Gap:
-    items: int
-    student_score: float
-    teacher_score: float
+def examine(
+    job: TrainingJob,
+    model: Model,
+    teacher: Teacher,
+    *,
+    lessons: Sequence[Lesson],
+    holdout: Sequence[tuple[Grader, Lesson]],
+    rehearsal: Sequence[list[int]],
+    steps: int,
+) -> PreflightReport:
+    """Every check of the data and, where it has no error, the gap between student and teacher.
 
-    @property
-    def gap(self) -> float:
-        return self.teacher_score - self.student_score
-
-
-def check_lengths(lessons: Sequence[Lesson], recipe: Recipe, window: int) -> int:
-    """The longest teacher prompt in tokens.
-
-    Raises TrainingRefused naming the first demonstration whose teacher prompt and answer do not fit: a
-    prompt is never truncated.
+    `lessons`, `holdout` and `rehearsal` are the job's as token ids, in its order; `steps` is the length of
+    its schedule. Trains nothing and changes no weights.
     """
-    longest = 0
-    for number, lesson in enumerate(lessons, start=1):
-        longest = max(longest, len(lesson.teacher_prompt))
-        need = len(lesson.teacher_prompt) + max(recipe.max_new_tokens, len(lesson.response))
-        if need > window:
-            opening = lesson.demonstration.messages[-1].content[:60]
-            raise TrainingRefused(
-                f"Demonstration {number} of skill {lesson.skill!r} (“{opening}”) needs {need} tokens with "
-                f"its teacher context ({len(lesson.teacher_prompt)}) and answer; the base model's window "
-                f"is {window}.",
-                param="demonstrations",
-                code="teacher_prompt_too_long",
+    held_out = [lesson for _, lesson in holdout]
+    controls = control_tokens(model.tokenizer)
+    problems: list[Problem] = []
+    for skill in job.skills:
+        problems += text_problems(skill.name, "train", skill.train)
+        problems += text_problems(skill.name, "holdout", skill.holdout)
+    prepared: dict[Split, Sequence[Lesson]] = {"train": lessons, "holdout": held_out}
+    for split, members in prepared.items():
+        problems += _length_problems(split, members, job.recipe, model.context_window)
+        problems += _control_problems(split, members, controls)
+    problems += _rehearsal_problems(rehearsal, job.recipe.max_rehearsal_tokens, model.context_window)
+    report = PreflightReport(
+        items=0,
+        student_score=None,
+        teacher_score=None,
+        gap=None,
+        longest_prompt_tokens=max(len(_longest_read(one, job.recipe)) for one in [*lessons, *held_out]),
+        steps=steps,
+        findings=findings(problems),
+    )
+    if report.errors:
+        return report
+    measured = measure_gap(model, teacher.adapter, job.recipe, holdout)
+    found = list(gap_findings(measured, job.recipe, lessons, str(model.tokenizer.chat_template)))
+    taught, difference = measured.teacher, measured.difference
+    return report.model_copy(
+        update={
+            "items": measured.items,
+            "student_score": measured.student.score,
+            "teacher_score": None if taught is None else taught.score,
+            "gap": None if difference is None else difference.mean,
+            "gap_low": None if difference is None else difference.low,
+            "gap_high": None if difference is None else difference.high,
+            "student_tokens": measured.student.mean_length,
+            "teacher_tokens": None if taught is None else taught.mean_length,
+            "student_truncated": measured.student.truncated_share,
+            "teacher_truncated": None if taught is None else taught.truncated_share,
+            "findings": [*report.findings, *found],
+        }
+    )
+
+
+def refuse(report: PreflightReport) -> None:
+    """Raises TrainingRefused for the report's errors: all messages, the code and field of the first."""
+    if not report.errors:
+        return
+    told = []
+    for finding in report.errors:
+        places = [f"{place.name()}: {place.detail}" for place in finding.places[:PLACES_IN_A_REFUSAL]]
+        more = len(finding.places) - len(places)
+        told.append(" ".join([finding.message, *(f"{place};" for place in places)]).rstrip(";"))
+        told[-1] += (f"; and {more} more. " if more else ". " if places else " ") + finding.mend
+    first = report.errors[0]
+    raise TrainingRefused(" ".join(told), param=first.param, code=first.code)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that the tokenizer reads as control tokens wherever they stand, sorted."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted({*added, *tokenizer.all_special_tokens})
+
+
+def _longest_read(lesson: Lesson, recipe: Recipe) -> list[int]:
+    return lesson.prompt if recipe.method in WITHOUT_TEACHER else lesson.teacher_prompt
+
+
+def _numbered(lessons: Sequence[Lesson]) -> Iterator[tuple[int, Lesson]]:
+    """Each lesson with its number in its own skill's list."""
+    counts: dict[str, int] = {}
+    for lesson in lessons:
+        counts[lesson.skill] = counts.get(lesson.skill, 0) + 1
+        yield counts[lesson.skill], lesson
+
+
+def _length_problems(
+    split: Split, lessons: Sequence[Lesson], recipe: Recipe, window: int
+) -> Iterator[Problem]:
+    """Lessons whose prompt and answer exceed the window: nothing is ever truncated."""
+    for number, lesson in _numbered(lessons):
+        prompt = len(_longest_read(lesson, recipe))
+        answer = max(recipe.max_new_tokens, len(lesson.response))
+        if prompt + answer > window:
+            detail = (
+                f"{quoted(lesson.demonstration)} needs {prompt + answer} tokens ({prompt} of them its prompt "
+                f"with what the teacher is shown, {answer} the answer); the window is {window}"
             )
+            yield (
+                "teacher_prompt_too_long",
+                Place(skill=lesson.skill, split=split, number=number, detail=detail),
+            )
+
+
+def _control_problems(split: Split, lessons: Sequence[Lesson], controls: Sequence[str]) -> Iterator[Problem]:
+    """Lessons in whose texts the tokenizer finds a control token."""
+    for number, lesson in _numbered(lessons):
+        taught = lesson.demonstration
+        texts = {f"message {at}": message.content for at, message in enumerate(taught.messages, start=1)}
+        texts |= {"the response": taught.response, "the context": taught.context or ""}
+        found = [f"{one} in {where}" for where, text in texts.items() for one in controls if one in text]
+        if found:
+            detail = f"{quoted(taught)} has {', '.join(found)}"
+            yield "control_token", Place(skill=lesson.skill, split=split, number=number, detail=detail)
+
+
+def _rehearsal_problems(prompts: Sequence[list[int]], answer: int, window: int) -> Iterator[Problem]:
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) + answer > window:
+            detail = (
+                f"has {len(prompt)} tokens, {answer} more with max_rehearsal_tokens; the window is {window}"
+            )
+            yield (
+                "rehearsal_prompt_too_long",
+                Place(skill=None, split="rehearsal", number=number, detail=detail),
+            )
+<<<<<<< ours
     return longest
 
 
@@ -88,3 +196,5 @@ def _score(
         for (grader, lesson), text in zip(items, texts, strict=True)
     ]
     return sum(scores) / len(scores)
+=======
+>>>>>>> theirs

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domain.errors import TrainingRefused
+from domain.preflight import PreflightReport
 from domain.skill import Grader
 from domain.training import CheckpointLine, DoneLine, PreflightLine, StepLine, TrainerLine, TrainingJob
 from trainer import checkpoints
@@ -15,8 +16,13 @@ from trainer.contexts import Lesson, build_lesson, chat_tokens
 from trainer.loading import load_model
 from trainer.model import Model
 from trainer.optimize import Optimizer
+<<<<<<< ours
 from trainer.preflight import check_gap, check_lengths, measure_gap
 from trainer.rollout import Sampling, sample
+=======
+from trainer.preflight import examine, refuse
+from trainer.rollout import sample
+>>>>>>> theirs
 from trainer.sequences import Training, loss_mask
 from trainer.teacher import Teacher
 
@@ -39,22 +45,12 @@ def train(job: TrainingJob, emit: Emit, stop_requested: Callable[[], bool]) -> N
         Path(job.base_path), recipe, Path(job.parent_adapter_path) if job.parent_adapter_path else None
     )
     run = Run(job, model, emit)
-    longest = check_lengths(run.all_lessons(), recipe, model.context_window)
-    run.check_rehearsal_lengths()
     if not run.resume():
-        measured = measure_gap(model, run.teacher, recipe, run.holdout)
-        emit(
-            PreflightLine(
-                items=measured.items,
-                student_score=measured.student_score,
-                teacher_score=measured.teacher_score,
-                gap=measured.gap,
-                longest_prompt_tokens=longest,
-                steps=run.schedule.steps,
-            )
-        )
-        if recipe.method == "sdft":
-            check_gap(measured, recipe)
+        report = run.examine()
+        emit(PreflightLine(**report.model_dump()))
+        refuse(report)
+        if stop_requested():  # nothing to write yet
+            raise Interrupted
     while run.step < run.schedule.steps:
         run.take_step()
         if stop_requested() and run.step < run.schedule.steps:
@@ -88,19 +84,17 @@ class Run:
         self.step = 0
         self.seconds = 0.0
 
-    def all_lessons(self) -> list[Lesson]:
-        return [*self.lessons, *(lesson for _, lesson in self.holdout)]
-
-    def check_rehearsal_lengths(self) -> None:
-        """Raises TrainingRefused for a rehearsal prompt that leaves no room for its answer."""
-        for number, prompt in enumerate(self._rehearsal, start=1):
-            if len(prompt) + self._recipe.max_rehearsal_tokens > self._model.context_window:
-                raise TrainingRefused(
-                    f"Rehearsal prompt {number} has {len(prompt)} tokens; with max_rehearsal_tokens "
-                    f"{self._recipe.max_rehearsal_tokens} it exceeds the window of "
-                    f"{self._model.context_window}.",
-                    code="rehearsal_prompt_too_long",
-                )
+    def examine(self) -> PreflightReport:
+        """Preflight of this job on the student as it is now."""
+        return examine(
+            self._job,
+            self._model,
+            self.teacher,
+            lessons=self.lessons,
+            holdout=self.holdout,
+            rehearsal=self._rehearsal,
+            steps=self.schedule.steps,
+        )
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint that verifies; False when there is none."""

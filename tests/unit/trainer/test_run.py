@@ -22,7 +22,6 @@ from domain.training import (
     TrainerLine,
     TrainingJob,
 )
-from tests.unit.trainer.builders import demonstration
 from trainer.run import Interrupted, train
 
 
@@ -106,15 +105,6 @@ def test_demonstration_tokens_become_likelier(job: TrainingJob, method: str) -> 
     )  # fmt: skip
     losses = [line.loss for line in steps(run(job))]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-
-
-def test_over_length_teacher_prompt_is_refused_by_name(job: TrainingJob) -> None:
-    long = demonstration("please " * 60, "A")
-    skill = job.skills[0].model_copy(update={"train": [*job.skills[0].train, long]})
-    with pytest.raises(TrainingRefused, match=r"Demonstration 9 of skill 'sort'.*please") as refused:
-        run(job.model_copy(update={"skills": [skill]}))
-    assert refused.value.code == "teacher_prompt_too_long"
-    assert refused.value.param == "demonstrations"
 
 
 def test_small_gap_is_refused(job: TrainingJob) -> None:
