@@ -13,11 +13,7 @@ from domain.skill import Grader
 from domain.training import TrainingJob
 from trainer.contexts import Lesson
 from trainer.model import Model
-<<<<<<< ours
-from trainer.rollout import GREEDY, sample
-=======
 from trainer.preflight_gap import WITHOUT_TEACHER, gap_findings, measure_gap
->>>>>>> theirs
 from trainer.teacher import Teacher
 
 PLACES_IN_A_REFUSAL = 3
@@ -153,48 +149,3 @@ def _rehearsal_problems(prompts: Sequence[list[int]], answer: int, window: int) 
                 "rehearsal_prompt_too_long",
                 Place(skill=None, split="rehearsal", number=number, detail=detail),
             )
-<<<<<<< ours
-    return longest
-
-
-def measure_gap(
-    model: Model, teacher: Teacher, recipe: Recipe, holdout: Sequence[tuple[Grader, Lesson]]
-) -> Gap:
-    """Greedy answers of student and teacher on at most MEASURED_ITEMS held-out items, graded."""
-    stride = max(1, len(holdout) // MEASURED_ITEMS)
-    items = list(holdout[::stride][:MEASURED_ITEMS])
-    if not items:
-        return Gap(0, 0.0, 0.0)
-    with model.using("student"):
-        student = _score(model, items, [lesson.prompt for _, lesson in items], recipe)
-    with model.using(teacher.adapter):
-        taught = _score(model, items, [lesson.teacher_prompt for _, lesson in items], recipe)
-    return Gap(len(items), student, taught)
-
-
-def check_gap(measured: Gap, recipe: Recipe) -> None:
-    """Raises TrainingRefused when the teacher is hardly better than the student and the recipe says so."""
-    if measured.items and measured.gap < recipe.min_teacher_gap and recipe.on_small_gap == "refuse":
-        raise TrainingRefused(
-            f"With a demonstration in its context the model scores {measured.teacher_score:.2f} on "
-            f"{measured.items} held-out items and without one {measured.student_score:.2f}: a gap of "
-            f"{measured.gap:.2f}, below min_teacher_gap {recipe.min_teacher_gap:.2f}, leaves nothing to "
-            "learn. Try context 'turns', more demonstration_repeats or a larger base model, or set "
-            "on_small_gap to 'train'.",
-            param="recipe.min_teacher_gap",
-            code="teacher_gap_too_small",
-        )
-
-
-def _score(
-    model: Model, items: list[tuple[Grader, Lesson]], prompts: list[list[int]], recipe: Recipe
-) -> float:
-    answers = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), GREEDY)
-    texts = [model.text(answer.tokens) for answer in answers]
-    scores = [
-        grade(grader, text, lesson.demonstration.answer)
-        for (grader, lesson), text in zip(items, texts, strict=True)
-    ]
-    return sum(scores) / len(scores)
-=======
->>>>>>> theirs

@@ -13,7 +13,7 @@ from domain.recipe import Recipe
 from domain.skill import Grader
 from trainer.contexts import Lesson
 from trainer.model import Model, Role
-from trainer.rollout import sample
+from trainer.rollout import GREEDY, sample
 
 MEASURED_ITEMS = 32
 """Held-out items answered by student and teacher: about ten seconds on two cores."""
@@ -159,7 +159,7 @@ def _answers(
     recipe: Recipe,
 ) -> Answers:
     with model.using(role):
-        drawn = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), 0.0, None)
+        drawn = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), GREEDY)
     scores = [
         grade(grader, model.text(answer.tokens), lesson.demonstration.answer)
         for (grader, lesson), answer in zip(items, drawn, strict=True)

@@ -16,13 +16,8 @@ from trainer.contexts import Lesson, build_lesson, chat_tokens
 from trainer.loading import load_model
 from trainer.model import Model
 from trainer.optimize import Optimizer
-<<<<<<< ours
-from trainer.preflight import check_gap, check_lengths, measure_gap
-from trainer.rollout import Sampling, sample
-=======
 from trainer.preflight import examine, refuse
-from trainer.rollout import sample
->>>>>>> theirs
+from trainer.rollout import Sampling, sample
 from trainer.sequences import Training, loss_mask
 from trainer.teacher import Teacher
 
