@@ -164,6 +164,11 @@ class Recipe(BaseModel):
             raise ValueError("method 'sft_reinvoke' and reinvoke_steps above 0 come together")
         return self
 
+    @property
+    def version_kind(self) -> Literal["adapter", "full"]:
+        """What the update's version is made of."""
+        return "adapter" if self.lora_rank > 0 else "full"
+
     @classmethod
     def paper(cls) -> "Recipe":
         """The paper's recipe carried to LoRA (learning rate about ten times the full one)."""

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     sweep_seconds: float = Field(default=2.0, gt=0)
     trainer_threads: int = Field(default_factory=half_the_cores, ge=1)
+    trainer_sharded: bool = False
+    """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)
     log_level: str = "INFO"
     allowed_hosts: str = "127.0.0.1,localhost,[::1]"

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from domain.errors import TrainingRefused
 from domain.recipe import Recipe
+from trainer import distributed, sharding
 from trainer.adapter_files import SavedAdapter, read_adapter, write_adapter
 from trainer.lora import LoraLinear, use_fused_layer
 from trainer.model import Model, Role
+from trainer.sharding import Trunk
 
 
 class AdaptedModel(Model):
@@ -35,7 +37,6 @@ class AdaptedModel(Model):
         Raises TrainingRefused when the parent does not fit the base, or continuing it would drop ranks.
         """
         super().__init__(tokenizer, base)
-        self._base = base
         torch.manual_seed(recipe.seed)
         config = _lora_config(recipe.lora_rank, recipe.lora_alpha)
         self._peft = get_peft_model(base, config, adapter_name="student")
@@ -60,11 +61,16 @@ class AdaptedModel(Model):
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(".student." in name)
         base.eval()
+        self._base = Trunk(base)
+        if self._lockstep:
+            # Adapters stay whole everywhere: they are small, and their gradients are summed once per step.
+            adapters = [p for name, p in base.named_parameters() if ".lora_" in name]
+            sharding.shard(self._base, self._base.head.dtype, replicated=adapters)
         self._use(None)
+        self._try_packing()
 
-    def head_of(self, role: Role | None) -> Tensor:
-        weight: Tensor = self._base.get_output_embeddings().weight
-        return weight.detach()
+    def has(self, role: Role | None) -> bool:
+        return role is None or role in self._peft.peft_config
 
     def parent(self) -> Role | None:
         return "parent" if self._has_parent else None
@@ -81,6 +87,8 @@ class AdaptedModel(Model):
 
     def save_student(self, folder: Path, base_model: str) -> None:
         """Write one PEFT adapter folder with the whole product, a merged parent's included."""
+        if not distributed.is_first():
+            return
         adapters = self._adapters("student")
         products = {name: layer.product(adapters) for name, layer in self._layers.items()}
         a, _, scaling = next(iter(products.values()))
@@ -95,7 +103,10 @@ class AdaptedModel(Model):
         for layer in self._layers.values():
             layer.selected = adapters
 
-    def _causal(self, role: Role | None) -> PreTrainedModel:
+    def _finish_gradients(self) -> None:
+        distributed.add_up_gradients(self.parameters("student").values())
+
+    def _trunk(self, role: Role | None) -> Trunk:
         return self._base
 
     def _adapters(self, role: Role) -> tuple[str, ...]:

@@ -1,32 +1,83 @@
 """From folders to the model that trains."""
 
+import copy
 from pathlib import Path
 
+import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from domain.errors import TrainingRefused
 from domain.recipe import Recipe
 from trainer import attention
 from trainer.adapted_model import AdaptedModel
-from trainer.model import Model, compute_device, compute_dtype
+from trainer.adapter_files import is_adapter, read_adapter
+from trainer.full_model import FullModel
+from trainer.model import Model, Role, compute_device, compute_dtype
 
 
 def load_model(base_path: Path, recipe: Recipe, parent: Path | None) -> Model:
-    """Read the base in the compute dtype and attach the adapters.
+    """The model of a recipe on a base; `parent`: files of the version to start from, None for the base.
 
-    Raises TrainingRefused for a model without a chat template or with capped logits, which the loss does
-    not reproduce.
+    lora_rank 0 trains every weight, from the parent's full checkpoint or from the base with its adapter
+    merged. Otherwise an adapter trains, and the parent's must be one: to adapt a full checkpoint, give it
+    as the base. Raises TrainingRefused where that is not so, and for a model without a chat template or
+    with capped logits, which the loss does not reproduce.
     """
     tokenizer = AutoTokenizer.from_pretrained(base_path)
     if tokenizer.chat_template is None:
         raise TrainingRefused("The base model has no chat template.", code="no_chat_template")
-    base = AutoModelForCausalLM.from_pretrained(
-        base_path, dtype=compute_dtype(), attn_implementation=attention.register()
+    if recipe.lora_rank > 0:
+        if parent is not None and not is_adapter(parent):
+            raise TrainingRefused(
+                "The parent version is a full checkpoint; an adapter on it needs it as its base model.",
+                param="recipe.lora_rank",
+                code="parent_not_an_adapter",
+            )
+        return AdaptedModel(_read(base_path, compute_dtype()), tokenizer, recipe, parent)
+    whole = parent if parent is not None and not is_adapter(parent) else base_path
+    start = _read(whole, torch.float32)
+    if parent is not None and is_adapter(parent):
+        _merge(start, parent)
+    frozen: dict[Role | None, PreTrainedModel] = {}
+    if recipe.teacher == "parent" or recipe.rehearsal_share > 0:
+        frozen["parent" if parent is not None else None] = copy.deepcopy(start)
+    if recipe.teacher == "base" and None not in frozen:
+        frozen[None] = copy.deepcopy(start) if parent is None else _read(base_path, compute_dtype())
+    return FullModel(
+        start,
+        tokenizer,
+        compute_dtype(),
+        AutoConfig.from_pretrained(base_path).dtype or compute_dtype(),
+        frozen,
+        has_parent=parent is not None,
+        averaged=recipe.teacher == "ema",
     )
-    nn.Module.to(base, compute_device())
-    if base.config.get_text_config().to_dict().get("final_logit_softcapping"):
+
+
+def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention.register()
+    )
+    if model.config.get_text_config().to_dict().get("final_logit_softcapping"):
         raise TrainingRefused(
             "Base models with final_logit_softcapping are not supported.", code="unsupported_base_model"
         )
-    return AdaptedModel(base, tokenizer, recipe, parent)
+    nn.Module.to(model, compute_device())
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+@torch.no_grad()
+def _merge(model: PreTrainedModel, folder: Path) -> None:
+    """Add the adapter's product to the weights."""
+    saved = read_adapter(folder)
+    weights = dict(model.named_parameters())
+    for layer, (a, b) in saved.matrices.items():
+        weight = weights.get(f"{layer}.weight")
+        if weight is None or weight.shape != (b.shape[0], a.shape[1]):
+            raise TrainingRefused(
+                f"The parent adapter is not one of this base: {layer!r} does not fit.",
+                code="parent_adapter_mismatch",
+            )
+        weight.add_((b.float() @ a.float()).to(weight) * saved.scaling)

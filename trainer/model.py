@@ -1,17 +1,20 @@
 """What the loop asks of the model that trains, whether adapters on a base or every weight trains."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer import sharding
 from trainer.packing import PackedBatch, sharing_is_exact
+from trainer.sharding import Lockstep, Trunk
 
 Role = Literal["student", "parent", "ema"]
 """Whose weights run: `student` trains; `parent` is the frozen version the update starts from; `ema` is the
@@ -19,7 +22,9 @@ student's moving average. None, where a role is asked for, is the bare base."""
 
 
 def compute_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
 
 
 def compute_dtype() -> torch.dtype:
@@ -44,11 +49,14 @@ class Model(ABC):
         ids = configured if isinstance(configured, list) else [configured]
         self.stop_ids = frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
         """Tokens that end an answer."""
+        self.shares_prefixes = False
+        """Whether sequences may be packed as a tree."""
         self._in_use: Role | None = None
+        self._lockstep = Lockstep() if sharding.wanted() else None
 
     @property
     def head(self) -> Tensor:
-        """The output layer's weight, [vocabulary, hidden], of the role in use."""
+        """`head_of` the role in use."""
         return self.head_of(self._in_use)
 
     def text(self, tokens: list[int]) -> str:
@@ -58,10 +66,17 @@ class Model(ABC):
 
     @contextmanager
     def using(self, role: Role | None) -> Iterator[None]:
-        """Run with the weights of `role` inside the block and with the bare base's after it."""
+        """Run with the weights of `role` inside the block and with the bare base's after it.
+
+        Processes that train together enter the same blocks in the same order, with as many or as few
+        forward passes in each as their shares need; where gradients are enabled, a backward pass follows
+        each forward pass of the student.
+        """
         self._use(role)
         try:
             yield
+            if self._lockstep:
+                self._lockstep.finish(self._empty_pass)
         finally:
             self._use(None)
 
@@ -74,14 +89,15 @@ class Model(ABC):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states, [batch, tokens, hidden], of the role in use; `cache` is extended."""
-        out = self._causal(self._in_use).base_model(
-            input_ids=input_ids,
+        if self._lockstep:
+            self._lockstep.announce()
+        states: Tensor = self._trunk(self._in_use)(
+            input_ids,
             past_key_values=cache,
             use_cache=cache is not None,
             attention_mask=attention_mask,
             position_ids=position_ids,
         )
-        states: Tensor = out.last_hidden_state
         return states
 
     def packed_states(self, batch: PackedBatch) -> Tensor:
@@ -91,15 +107,41 @@ class Model(ABC):
             batch.ids.to(self.device), attention_mask=mask, position_ids=batch.positions.to(self.device)
         )
 
-    @cached_property
-    def shares_prefixes(self) -> bool:
-        """Whether sequences may be packed as a tree. A sliding window counts columns, not positions."""
-        return self._window is None and sharing_is_exact(self.packed_states)
+    def head_of(self, role: Role | None) -> Tensor:
+        """The output layer's weight in `role`, [vocabulary, hidden]; it requires a gradient where it trains.
+
+        Sharded, it is whole only between a forward pass of the role and the next change of its weights.
+        """
+        return self._trunk(role).head
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """After a step's last backward pass: the student's gradients are put on `parameters("student")`,
+        summed over processes and scaled down to `max_norm`. Returns their norm before that."""
+        self._finish_gradients()
+        parameters = list(self.parameters("student").values())
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.in_parts:
+            norm = sharding.norm_of_parts(norm)
+        clip_grads_with_norm_(parameters, max_norm, norm)
+        return float(norm)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether `parameters` are this process's parts of tensors that lie in parts on all processes."""
+        return False
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """What lies over processes as the student's parameter `name` does, whole on the first one and
+        empty on the others; a scalar is the same everywhere. All processes ask alike."""
+        return part
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """The inverse of `whole`, from a tensor that every process holds."""
+        return whole
 
     @abstractmethod
-    def head_of(self, role: Role | None) -> Tensor:
-        """The output layer's weight in `role`, [vocabulary, hidden]; it requires a gradient where it
-        trains."""
+    def has(self, role: Role | None) -> bool:
+        """Whether `role` can be used: full fine-tuning holds only the copies that its recipe needs."""
 
     @abstractmethod
     def parent(self) -> Role | None:
@@ -107,7 +149,7 @@ class Model(ABC):
 
     @abstractmethod
     def parameters(self, role: Role) -> dict[str, Tensor]:
-        """What of `role` differs from the base, or all of it, in float32 by stable name."""
+        """What of `role` can differ from the base, in float32 by stable name."""
 
     @abstractmethod
     def updated(self, role: Role) -> None:
@@ -115,11 +157,30 @@ class Model(ABC):
 
     @abstractmethod
     def save_student(self, folder: Path, base_model: str) -> None:
-        """Write the student as a version's files; `base_model` is the base's name."""
+        """Write the student as a version's files; `base_model` is the base's name. All processes call it,
+        the first one writes."""
+
+    @abstractmethod
+    def _finish_gradients(self) -> None:
+        """Put gradients, summed over processes, on `parameters("student")`."""
+
+    @abstractmethod
+    def _trunk(self, role: Role | None) -> Trunk:
+        """The module that runs for `role`."""
 
     def _use(self, role: Role | None) -> None:
         self._in_use = role
 
-    @abstractmethod
-    def _causal(self, role: Role | None) -> PreTrainedModel:
-        """The module that runs for `role`."""
+    def _try_packing(self) -> None:
+        """Once the student is there. A sliding window counts columns, not positions."""
+        with torch.no_grad(), self.using("student"):
+            self.shares_prefixes = self._window is None and sharing_is_exact(self.packed_states)
+
+    def _empty_pass(self) -> None:
+        """A pass like the other processes', of one token and without effect."""
+        states = self._trunk(self._in_use)(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        if torch.is_grad_enabled() and self._in_use == "student":
+            nothing = states.sum() * 0
+            if self.head.requires_grad:
+                nothing = nothing + self.head.sum() * 0
+            nothing.backward()

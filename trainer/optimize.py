@@ -28,7 +28,7 @@ class StepFigures:
 
 
 class Optimizer:
-    """AdamW over the student's A and B in float32, and the moving average where the recipe has one."""
+    """AdamW over the student's float32 parameters, and the moving average where the recipe has one."""
 
     def __init__(self, model: Model, recipe: Recipe, teacher: Teacher) -> None:
         self._model = model
@@ -46,13 +46,15 @@ class Optimizer:
         states = dict(zip(map(id, scored), self._teacher.states(scored), strict=True))
         scored_at = time.monotonic()
         loss, kinds, per_token, entropies = self._backward(sequences, states)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self._recipe.max_grad_norm)
+        norm = self._model.clip_gradients(self._recipe.max_grad_norm)
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        self._model.updated("student")
         if self._recipe.teacher == "ema":
             update_average(self._model.parameters("ema"), self.parameters, self._recipe.teacher_update_rate)
+            self._model.updated("ema")
         rehearsal = per_token[kinds]
         taught = per_token[~kinds]
         return StepFigures(
@@ -60,7 +62,7 @@ class Optimizer:
             teacher_kl=_mean(taught) or 0.0,
             rehearsal_kl=_mean(rehearsal),
             entropy=_mean(entropies) or 0.0,
-            grad_norm=float(norm),
+            grad_norm=norm,
             teacher_seconds=scored_at - started,
             student_seconds=time.monotonic() - scored_at,
         )
@@ -114,25 +116,35 @@ class Optimizer:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint needs: student, average, both moments."""
-        saved = {f"student/{name}": tensor for name, tensor in self.parameters.items()}
-        if self._recipe.teacher == "ema":
-            saved |= {f"ema/{name}": tensor for name, tensor in self._model.parameters("ema").items()}
+        """All that a checkpoint needs: student, average, both moments. All processes ask alike; the tensors
+        are whole on the first one."""
+        saved = {}
         for name, parameter in self.parameters.items():
+            saved[f"student/{name}"] = self._model.whole(name, parameter)
             for moment, value in self._adam.state[parameter].items():
-                saved[f"adam.{moment}/{name}"] = value
+                saved[f"adam.{moment}/{name}"] = self._model.whole(name, value)
+        if self._recipe.teacher == "ema":
+            for name, parameter in self._model.parameters("ema").items():
+                saved[f"ema/{name}"] = self._model.whole(name, parameter)
         return saved
 
     @torch.no_grad()
     def restore(self, saved: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(saved[f"student/{name}"])
-            self._adam.state[parameter] = {
-                moment: saved[f"adam.{moment}/{name}"].clone() for moment in ("step", "exp_avg", "exp_avg_sq")
-            }
+            parameter.copy_(self._model.part(name, saved[f"student/{name}"]))
+            for moment in ("step", "exp_avg", "exp_avg_sq"):
+                # There are none before the first step with an unmasked token.
+                if f"adam.{moment}/{name}" in saved:
+                    value = self._model.part(name, saved[f"adam.{moment}/{name}"]).clone()
+                    # AdamW counts steps on the CPU.
+                    self._adam.state[parameter][moment] = (
+                        value if moment == "step" else value.to(parameter.device)
+                    )
+        self._model.updated("student")
         if self._recipe.teacher == "ema":
             for name, parameter in self._model.parameters("ema").items():
-                parameter.copy_(saved[f"ema/{name}"])
+                parameter.copy_(self._model.part(name, saved[f"ema/{name}"]))
+            self._model.updated("ema")
 
 
 def _mean(values: Tensor) -> float | None:

@@ -196,7 +196,7 @@ class Story:
         manifest, sha256 = self._pipeline.store.publish(
             staging,
             version_id=version_id,
-            kind="adapter",
+            kind=brief.recipe.version_kind,
             base_model=brief.base_model,
             update_id=brief.update_id,
         )

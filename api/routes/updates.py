@@ -14,6 +14,7 @@ from api.idempotency import Creating
 from api.lists import ListOf, Paging, listing
 from api.replies import UpdateReply
 from api.routes.assistants import VersionNames
+from domain.errors import InvalidInput
 from domain.measurement import GateRules
 from domain.recipe import Recipe
 from domain.update import Publish
@@ -128,6 +129,14 @@ def update_reply(session: Session, assistant: Assistant, update: Update) -> Upda
 def _recipe(assistant: Assistant, given: dict[str, JsonValue]) -> Recipe:
     default = Recipe.default_for(assistant.parameter_count)
     try:
-        return Recipe.model_validate({**default.model_dump(), **given})
+        recipe = Recipe.model_validate({**default.model_dump(), **given})
     except ValidationError as error:
         raise invalid_input(error, under="recipe") from error
+    if recipe.version_kind == "full":
+        raise InvalidInput(
+            "recipe.lora_rank: 0 trains every weight, and the inference engine serves adapters only. Use 1 "
+            "or more; `ratchet train` takes 0.",
+            param="recipe.lora_rank",
+            code="full_version_not_servable",
+        )
+    return recipe
