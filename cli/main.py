@@ -1,4 +1,5 @@
-"""The commands of `ratchet`. Each talks to the API over HTTP; `up`, `demo` and `doctor` run things."""
+"""The commands of `ratchet`. Each talks to the API over HTTP; `up`, `demo`, `doctor`, `train` and `preflight`
+run things."""
 
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import assistants, doctor, updates, versions
+from cli import assistants, doctor, train, updates, versions
 from cli.client import DEFAULT_PORT
 from cli.demo import demo
 from cli.errors import CliError
@@ -46,6 +47,8 @@ app.command()(versions.promote)
 app.command()(versions.rollback)
 app.command()(versions.history)
 app.command()(versions.chat)
+app.command(cls=train.Command)(train.train)
+app.command(cls=train.Command)(train.preflight)
 app.command()(doctor.doctor)
 app.command()(demo)
 

@@ -30,7 +30,7 @@ class ProgressLine:
             for event in events:
                 self.note(event)
         finally:
-            self._end_line()
+            self.end_line()
 
     def note(self, event: Json) -> None:
         """Show one event and keep the times that it tells."""
@@ -56,7 +56,8 @@ class ProgressLine:
             self._stream.write(line + "\n")
         self._stream.flush()
 
-    def _end_line(self) -> None:
+    def end_line(self) -> None:
+        """Let what is printed next begin on a line of its own."""
         if self._live and self._width:
             self._stream.write("\n")
             self._width = 0

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of assistants, skills and aliases: they stand in URLs and in `model` strings."""
+DEFAULT_HOLDOUT_FRACTION = 0.2
+"""Share of a skill's prompts that is kept for measuring and never trained on."""
 
 
 class _Grader(BaseModel):

@@ -1,7 +1,9 @@
-"""`python -m trainer JOB.json`: JSON lines on standard output, logs on standard error.
+"""`python -m trainer [--preflight] JOB.json`: JSON lines on standard output, logs on standard error.
 
-Exit status: 0 after `done`; 65 after `refused`; 75 when stopped by SIGTERM with a checkpoint written, or
-when standard input closed; anything else is a failure that a retry may mend.
+With `--preflight` nothing is trained: one `preflight` line, with the expected cost, and `refused` where
+training would be. Exit status: 0 after `done` or a report without errors; 65 after `refused`; 75 when
+stopped by SIGTERM with a checkpoint written, or when standard input closed; anything else is a failure that
+a retry may mend.
 """
 
 import argparse
@@ -11,23 +13,30 @@ import sys
 from pathlib import Path
 
 from domain.errors import TrainingRefused
-from domain.training import RefusedLine, TrainerLine, TrainingJob
+from domain.training import PreflightLine, RefusedLine, TrainerLine, TrainingJob
+from trainer.dry_run import preflight
 from trainer.lifecycle import StopRequest, die_with_parent
+from trainer.preflight import refuse
 from trainer.run import Interrupted, train
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer")
     parser.add_argument("job", type=Path, help="file with a TrainingJob")
+    parser.add_argument("--preflight", action="store_true", help="check and measure, don't train")
     arguments = parser.parse_args()
     die_with_parent()
-    stop_requested = StopRequest()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s trainer %(levelname)s %(message)s"
     )
     job = TrainingJob.model_validate_json(arguments.job.read_text())
     try:
-        train(job, emit, stop_requested)
+        if arguments.preflight:
+            report = preflight(job)
+            emit(PreflightLine(**report.model_dump()))
+            refuse(report)
+        else:
+            train(job, emit, StopRequest())
     except TrainingRefused as refused:
         emit(RefusedLine(code=refused.code, message=refused.message, param=refused.param))
         return os.EX_DATAERR

@@ -125,6 +125,16 @@ class Model(ABC):
         clip_grads_with_norm_(parameters, max_norm, norm)
         return float(norm)
 
+    def weight_bytes(self) -> int:
+        """Memory of all weights of all roles, on this process."""
+        roles: list[Role | None] = [None, "student", "parent", "ema"]
+        held = [role for role in roles if self.has(role)]
+        weights: list[Tensor] = [tensor for role in held for tensor in self._trunk(role).parameters()]
+        for role in held:
+            if role in ("student", "ema"):  # full fine-tuning has masters beside what runs
+                weights += self.parameters(role).values()
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in weights}.values())
+
     @property
     def in_parts(self) -> bool:
         """Whether `parameters` are this process's parts of tensors that lie in parts on all processes."""

@@ -83,7 +83,7 @@ def measure_gap(
     return Gap(student, _answers(model, teacher, items, prompts, recipe))
 
 
-WITHOUT_TEACHER = frozenset({"sft", "dft", "cpt"})
+WITHOUT_TEACHER = frozenset({"sft", "dft", "cpt", "sft_reinvoke"})
 """Methods that train on given tokens and show a demonstration to nobody."""
 
 

@@ -11,7 +11,7 @@ from api.fields import Body, Name, Text
 from api.idempotency import Creating
 from api.lists import ListOf, Paging, listing
 from api.replies import SkillReply
-from domain.skill import Grader
+from domain.skill import DEFAULT_HOLDOUT_FRACTION, Grader
 from registry import assistants, demonstrations
 from registry.tables import Assistant, Skill
 
@@ -25,7 +25,7 @@ class NewSkill(Body):
     name: Name
     description: Text = ""
     grader: Grader
-    holdout_fraction: HoldoutFraction = 0.2
+    holdout_fraction: HoldoutFraction = DEFAULT_HOLDOUT_FRACTION
     """Share of the prompts that is kept for measuring and never trained on."""
 
 

@@ -132,6 +132,6 @@ def test_nothing_running_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-@pytest.mark.parametrize("command", ["train", "preflight", "bench", "fsck", "backup", "restore"])
+@pytest.mark.parametrize("command", ["bench", "fsck", "backup", "restore"])
 def test_commands_that_do_not_exist_yet_are_not_pretended(command: str) -> None:
     assert CliRunner().invoke(app, [command]).exit_code == 2
