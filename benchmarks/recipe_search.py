@@ -26,6 +26,7 @@ from domain.skill import RegexGrader
 from domain.training import PreflightLine, SkillToTeach, StepLine, TrainerLine, TrainingJob
 from trainer.contexts import chat_tokens
 from trainer.loading import load_model
+from trainer.divergence import forward_kl
 from trainer.loss import divergence_loss
 from trainer.model import Model
 from trainer.rollout import GREEDY, Sampling, sample
@@ -113,7 +114,7 @@ def ordinary_kl(model: Model) -> float:
     with model.using(model.parent()):
         version = torch.cat(all_response_states(model, rows))
     weights = torch.full((len(base),), 1 / len(base))
-    return divergence_loss(version, base, model.head, weights, 1.0, "forward").total.item()
+    return divergence_loss(version, base, model.head, weights, 1.0, forward_kl).total.item()
 
 
 def general_suite(model: Model, data: Path, limit: int) -> dict[str, float]:

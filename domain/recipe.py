@@ -159,6 +159,12 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _feedback_shows_no_response(self) -> Self:
+        if self.context == "feedback" and self.demonstration_repeats > 1:
+            raise ValueError("context 'feedback' shows no response: demonstration_repeats must be 1")
+        return self
+
+    @model_validator(mode="after")
     def _reinvokes(self) -> Self:
         if (self.method == "sft_reinvoke") != (self.reinvoke_steps > 0):
             raise ValueError("method 'sft_reinvoke' and reinvoke_steps above 0 come together")

@@ -66,13 +66,21 @@ class StepLine(BaseModel):
     """1-based optimizer step."""
     steps: int
     loss: float
-    teacher_kl: float
+    teacher_kl: float | None
+    """The recipe's divergence from the teacher on demonstrations' prompts; the cross-entropy where a
+    supervised method trains. None in a step without such a token."""
     rehearsal_kl: float | None
-    entropy: float
+    base_kl: float | None = None
+    """KL(student || base) on what the student drew itself; measured every `kl_to_base_every` steps."""
+    entropy: float | None
     response_tokens: float
     """Mean length of the student's samples on demonstrations' prompts, tokens; 0 where there are none."""
     truncated_share: float
     """Of the same samples: those cut at max_new_tokens, which are masked."""
+    tokens: int = 0
+    """Of all sequences of the step, prompts included."""
+    flops: float = 0
+    """Of the step's matrix products with weights, as computed (padding included)."""
     grad_norm: float
     learning_rate: float
     rollout_seconds: float
@@ -86,6 +94,17 @@ class CheckpointLine(BaseModel):
     step: int
     resumed: bool = False
     """True when the run starts from this checkpoint rather than having written it."""
+
+
+class HoldoutLine(BaseModel):
+    """The student's score on held-out items during training, where the recipe stops early."""
+
+    type: Literal["holdout"] = "holdout"
+    step: int
+    items: int
+    score: float
+    best_step: int
+    best_score: float
 
 
 class DoneLine(BaseModel):
@@ -104,7 +123,8 @@ class RefusedLine(BaseModel):
 
 
 TrainerLine = Annotated[
-    PreflightLine | StepLine | CheckpointLine | DoneLine | RefusedLine, Field(discriminator="type")
+    PreflightLine | StepLine | CheckpointLine | HoldoutLine | DoneLine | RefusedLine,
+    Field(discriminator="type"),
 ]
 TRAINER_LINE: TypeAdapter[TrainerLine] = TypeAdapter(TrainerLine)
 
@@ -120,6 +140,11 @@ def describe(line: TrainerLine) -> str:
             return f"Going on from the checkpoint of step {line.step}."
         case CheckpointLine():
             return f"Checkpoint of step {line.step}."
+        case HoldoutLine():
+            return (
+                f"Held-out score {line.score:.2f} on {line.items} items after step {line.step}; "
+                f"best {line.best_score:.2f} after step {line.best_step}."
+            )
         case DoneLine():
             return f"Trained {line.steps} steps in {line.seconds:.0f} s."
         case RefusedLine():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from domain.recipe import Recipe
+from trainer.methods import plan_of
 
 
 @dataclass(frozen=True)
@@ -24,33 +25,47 @@ class Schedule:
         """`lessons` and `rehearsal` are how many there are; without rehearsal prompts the whole batch
         is lessons."""
         share = recipe.rehearsal_share if rehearsal else 0.0
+        self._recipe = recipe
         self._rehearsal_per_step = round(recipe.batch_size * share)
         self._lessons_per_step = recipe.batch_size - self._rehearsal_per_step
-        self._off_policy_share = 1.0 if recipe.method == "sft" else recipe.off_policy_share
+        self._off_policy_share = recipe.off_policy_share if plan_of(recipe).responses == "student" else 1.0
         self._lessons = lessons
         self._rehearsal = rehearsal
-        self._seed = recipe.seed
         steps = math.ceil(recipe.num_epochs * lessons / self._lessons_per_step)
         steps = max(steps, recipe.min_steps)
-        self.steps = min(steps, recipe.max_steps or steps)
+        self._taught = min(steps, recipe.max_steps or steps)
+        self.steps = self._taught + recipe.reinvoke_steps
 
     def batch(self, step: int) -> Batch:
         """The batch of 0-based `step`."""
+        first = min(step, self._taught) * self._rehearsal_per_step
+        if step >= self._taught:
+            size = self._recipe.batch_size
+            first += (step - self._taught) * size
+            return Batch((), (), self._rehearse(first, size))
+        rehearsal = self._rehearse(first, self._rehearsal_per_step)
         first = step * self._lessons_per_step
         chosen = [self._draw("lessons", self._lessons, first + i) for i in range(self._lessons_per_step)]
         # Cumulative rounding keeps the share exact over the run when it is not a whole number per step.
         off = math.floor((first + self._lessons_per_step) * self._off_policy_share + 1e-9) - math.floor(
             first * self._off_policy_share + 1e-9
         )
-        first = step * self._rehearsal_per_step
-        rehearsal = [
-            self._draw("rehearsal", self._rehearsal, first + i) for i in range(self._rehearsal_per_step)
-        ]
-        return Batch(tuple(chosen[off:]), tuple(chosen[:off]), tuple(rehearsal))
+        on_policy = [lesson for lesson in chosen[off:] for _ in range(self._recipe.rollouts_per_prompt)]
+        return Batch(tuple(on_policy), tuple(chosen[:off]), rehearsal)
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of 0-based `step`: linear warmup, then the recipe's schedule to zero; the steps that
+        reinvoke begin anew."""
+        if step >= self._taught:
+            return learning_rate(self._recipe, step - self._taught, self._recipe.reinvoke_steps)
+        return learning_rate(self._recipe, step, self._taught)
+
+    def _rehearse(self, first: int, count: int) -> tuple[int, ...]:
+        return tuple(self._draw("rehearsal", self._rehearsal, first + i) for i in range(count))
 
     def _draw(self, what: str, size: int, position: int) -> int:
         epoch, place = divmod(position, size)
-        return _order(f"{self._seed}:{what}:{epoch}", size)[place]
+        return _order(f"{self._recipe.seed}:{what}:{epoch}", size)[place]
 
 
 @lru_cache(maxsize=8)

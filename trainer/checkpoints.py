@@ -21,12 +21,24 @@ MANIFEST = "manifest.json"
 
 
 class PendingSample(BaseModel):
-    """A student sample of a rollout round that later steps still use."""
+    """A drawn answer that later steps still use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokens: list[int]
     truncated: bool
+    logprobs: list[float]
+
+
+class BestScore(BaseModel):
+    """The best held-out score so far and how many came after it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    """Optimizer steps done when it was measured."""
+    value: float
+    misses: int
 
 
 class State(BaseModel):
@@ -43,6 +55,9 @@ class State(BaseModel):
     """Samples by 0-based step."""
     seconds: float
     """Training time so far."""
+    targets: list[PendingSample] | None = None
+    """The teacher's answers per lesson, where the method trains on a fixed set of them."""
+    best: BestScore | None = None
 
 
 @dataclass(frozen=True)

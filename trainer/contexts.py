@@ -1,14 +1,13 @@
 """What the student and the teacher are shown: token ids of prompts, with and without demonstrations."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from domain.demonstration import Demonstration, Message
-from domain.recipe import Context, Recipe
-from domain.training import SkillToTeach
+from domain.errors import TrainingRefused
+from domain.recipe import TEMPLATE_FIELD, Recipe
 
 INSTRUCTION = (
     "{question}\n\nThis is an example for a response to the question:\n{response}\n\n"
@@ -17,8 +16,15 @@ INSTRUCTION = (
 """The paper's wording, without the leading newline of its code."""
 
 
-PANELS = 8
-"""Different sets of other demonstrations that a skill's teacher prompts begin with."""
+KNOWLEDGE = (
+    "{context}\n\nUse the text above to answer.\n\n{question}\n\nThis is a right answer:\n{response}\n\n"
+    "Now answer with a response of your own."
+)
+FEEDBACK = (
+    "{question}\n\nThis was said about an earlier answer to the question:\n{context}\n\n"
+    "Now answer with a response of your own that takes it into account."
+)
+"""Shows no response: the model conditions on whatever text the demonstration's context holds."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,16 @@ def chat_tokens(
 
 
 def teacher_messages(
-    demonstration: Demonstration, others: Sequence[Demonstration], context: Context, repeats: int = 1
+    demonstration: Demonstration, others: Sequence[Demonstration], recipe: Recipe
 ) -> list[Message]:
     """The conversation that the teacher answers: `others`, then the prompt with its own demonstration.
 
-    `turns` shows the demonstration as `repeats` earlier turns and asks again; `instruction` shows it
-    inside the question, as the paper does, after `repeats` - 1 such turns. The demonstration's own
-    `context` (an article, feedback) stands before its question. System messages of the others are left
-    out.
+    `turns` shows the demonstration as `demonstration_repeats` earlier turns and asks again; the other
+    contexts put it inside the question, after one such turn less. The demonstration's own `context` (an
+    article, feedback) stands before its question, or where the template has {context}. System messages of
+    the others are left out.
+
+    Raises TrainingRefused when the template shows a context and the demonstration has none.
     """
     system = [m for m in demonstration.messages if m.role == "system"]
     conversation = [m for m in demonstration.messages if m.role != "system"]
@@ -64,11 +72,35 @@ def teacher_messages(
     for other in others:
         turns = [m for m in other.messages if m.role != "system"]
         shown += [*_with_context(turns, other.context), _answer(other)]
-    if context == "turns":
-        return [*system, *shown, *[*informed, _answer(demonstration)] * repeats, *conversation]
-    shown += [*informed, _answer(demonstration)] * (repeats - 1)
-    question = INSTRUCTION.format(question=informed[-1].content, response=demonstration.response)
-    return [*system, *shown, *informed[:-1], Message(role="user", content=question)]
+    turn = [*informed, _answer(demonstration)]
+    if recipe.context == "turns":
+        return [*system, *shown, *turn * recipe.demonstration_repeats, *conversation]
+    shown += turn * (recipe.demonstration_repeats - 1)
+    asked = Message(role="user", content=_question(demonstration, recipe))
+    return [*system, *shown, *conversation[:-1], asked]
+
+
+def _question(demonstration: Demonstration, recipe: Recipe) -> str:
+    """The last user message with the demonstration inside it."""
+    templates = {"instruction": INSTRUCTION, "knowledge": KNOWLEDGE, "feedback": FEEDBACK}
+    template = recipe.context_template or templates[recipe.context]
+    question = demonstration.messages[-1].content
+    if "{context}" not in template:
+        question = _with_context(demonstration.messages, demonstration.context)[-1].content
+    elif demonstration.context is None:
+        raise TrainingRefused(
+            f"Context {recipe.context!r} shows each demonstration's `context`, and the one that asks "
+            f"“{question[:60]}” has none.",
+            param="recipe.context",
+            code="context_missing",
+        )
+    filled = {
+        "question": question,
+        "response": demonstration.response,
+        "context": demonstration.context or "",
+    }
+    # One pass, so that braces inside a demonstration stay what they are.
+    return TEMPLATE_FIELD.sub(lambda field: filled[field[1]], template)
 
 
 def _opening_messages(demonstration: Demonstration, others: Sequence[Demonstration]) -> int:
@@ -91,49 +123,45 @@ def _with_context(conversation: list[Message], context: str | None) -> list[Mess
     return [*conversation[:-1], Message(role=last.role, content=f"{context}\n\n{last.content}")]
 
 
-def choose_others(
-    demonstration: Demonstration, train: Sequence[Demonstration], count: int, seed: int
-) -> list[Demonstration]:
-    """`count` demonstrations of the same skill with other prompts, the same ones for the same seed.
-
-    They come from one of PANELS draws, chosen by the prompt: prompts of a panel begin alike, so that a
-    frozen teacher reads the beginning once. Different responses come first, so that a short context
-    shows the variety of the skill's answers.
-    """
-    own = demonstration.prompt_hash()
-    panel = int(own[:8], 16) % PANELS
-    candidates = sorted(train, key=Demonstration.content_hash)
-    random.Random(f"{seed}:{panel}").shuffle(candidates)
-    chosen: list[Demonstration] = []
-    rest: list[Demonstration] = []
-    seen: set[str] = set()
-    for other in candidates:
-        if other.prompt_hash() == own:
-            continue
-        (rest if other.response in seen else chosen).append(other)
-        seen.add(other.response)
-    return [*chosen, *rest][:count]
-
-
 def build_lesson(
     tokenizer: PreTrainedTokenizerBase,
-    skill: SkillToTeach,
+    skill: str,
     demonstration: Demonstration,
+    others: Sequence[Demonstration],
     recipe: Recipe,
 ) -> Lesson:
     """Student prompt, teacher prompt and response of one demonstration, as token ids."""
-    others = choose_others(demonstration, skill.train, recipe.num_context_demonstrations, recipe.seed)
-    shown = teacher_messages(demonstration, others, recipe.context, recipe.demonstration_repeats)
+    shown = teacher_messages(demonstration, others, recipe)
     teacher_prompt = chat_tokens(tokenizer, shown)
     opening = shown[: _opening_messages(demonstration, others)]
     beginning = chat_tokens(tokenizer, opening, answer_next=False) if opening else []
-    response: list[int] = tokenizer(demonstration.response, add_special_tokens=False)["input_ids"]
+    # A template may write a beginning differently once more follows; and neighbours are seldom the same.
+    shares = recipe.demonstration_selection == "sampled" and teacher_prompt[: len(beginning)] == beginning
     return Lesson(
-        skill=skill.name,
+        skill=skill,
         demonstration=demonstration,
         prompt=chat_tokens(tokenizer, demonstration.messages),
         teacher_prompt=teacher_prompt,
-        # A template may write a beginning differently once more follows: then nothing is shared.
-        shared_tokens=len(beginning) if teacher_prompt[: len(beginning)] == beginning else 0,
-        response=[*response, tokenizer.eos_token_id],
+        shared_tokens=len(beginning) if shares else 0,
+        response=_ended(tokenizer, demonstration.response),
     )
+
+
+def build_text(tokenizer: PreTrainedTokenizerBase, skill: str, demonstration: Demonstration) -> Lesson:
+    """The demonstration's context, or its prompt and response, as one text without a chat template."""
+    said = [message.content for message in demonstration.messages]
+    text = demonstration.context or "\n\n".join([*said, demonstration.response])
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return Lesson(
+        skill=skill,
+        demonstration=demonstration,
+        prompt=[start],
+        teacher_prompt=[start],
+        shared_tokens=0,
+        response=_ended(tokenizer, text),
+    )
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id]

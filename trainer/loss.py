@@ -1,8 +1,9 @@
-"""Per-token divergences over the whole vocabulary, without ever holding [tokens, vocabulary].
+"""Per-token losses over the whole vocabulary, without ever holding [tokens, vocabulary].
 
 The student's and teacher's hidden states at response positions are projected through the output layer a
 few rows at a time; the gradient in the student's logits is formed there by its closed form and carried
-back to the hidden states at once, so that a chunk's logits can be forgotten.
+back to the hidden states (and to the output layer where it trains) at once, so that a chunk's logits can
+be forgotten.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from domain.recipe import Divergence
+from trainer.divergence import Compare
 
 CHUNK_ROWS = 64
 """Rows of logits held at once: 64 x 49152 float32 are 12.6 MB."""
@@ -26,35 +27,27 @@ class TokenLoss(NamedTuple):
     entropy: Tensor
 
 
-def forward_kl(student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) per row and its gradient in the student's logits, p_S - p_T."""
-    teacher_p = teacher_logp.exp()
-    kl = (teacher_p * (teacher_logp - student_logp)).sum(-1)
-    return kl, student_logp.exp().sub_(teacher_p)
+class Drawn(NamedTuple):
+    """Tokens that another policy drew (a stale student, another engine), for importance weights."""
+
+    tokens: Tensor
+    """[N] token ids."""
+    logprobs: Tensor
+    """[N] log-probabilities when drawn, at the loss's temperature; NaN where a token was not drawn."""
+    clip: float
+
+    def weights(self, start: int, end: int, student_logp: Tensor) -> Tensor:
+        """min(exp(log p now - log p when drawn), clip) for each of the chunk's tokens; 1 where not drawn."""
+        now = student_logp.gather(1, self.tokens[start:end, None])[:, 0]
+        ratio = (now - self.logprobs[start:end]).exp().clamp(max=self.clip)
+        return ratio.nan_to_num(nan=1.0)
 
 
-def reverse_kl(student_logp: Tensor, teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(student || teacher) per row and its gradient, p_S * (log p_S - log p_T - KL)."""
-    student_p = student_logp.exp()
-    ratio = student_logp - teacher_logp
-    kl = (student_p * ratio).sum(-1)
-    return kl, student_p.mul_(ratio.sub_(kl[:, None]))
-
-
-DIVERGENCES: dict[Divergence, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "forward": forward_kl,
-    "reverse": reverse_kl,
-}
-
-
-def _log_probabilities(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    logits = functional.linear(hidden, head).float()
-    return torch.log_softmax(logits.div_(temperature), dim=-1)
+RowLoss = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
+"""(start, end, student log-probabilities of those rows) -> loss per row, gradient in their logits."""
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """`rows(start, end, student_logp)` gives a chunk's per-token loss and gradient in its logits."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -62,27 +55,41 @@ class _ChunkedLoss(torch.autograd.Function):
         head: Tensor,
         weights: Tensor,
         temperature: float,
-        rows: Callable[[int, int, Tensor], tuple[Tensor, Tensor]],
+        rows: RowLoss,
+        drawn: Drawn | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        losses, entropies, grad_hidden = [], [], torch.empty_like(hidden)
+        losses, entropies, totals = [], [], []
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
             end = min(start + CHUNK_ROWS, hidden.shape[0])
             logp = _log_probabilities(hidden[start:end], head, temperature)
             entropies.append(-(logp.exp() * logp).sum(-1))
+            weight = weights[start:end]
+            if drawn is not None:
+                weight = weight * drawn.weights(start, end, logp)
             loss, grad_logits = rows(start, end, logp)
             losses.append(loss)
-            grad_logits.mul_(weights[start:end, None] / temperature)
-            grad_hidden[start:end] = grad_logits.to(head.dtype) @ head
-        per_token = torch.cat(losses)
-        ctx.save_for_backward(grad_hidden)
-        entropy = torch.cat(entropies)
+            totals.append((loss * weight).sum())
+            grad = grad_logits.mul_(weight[:, None] / temperature).to(head.dtype)
+            grad_hidden[start:end] = grad @ head
+            if grad_head is not None:
+                grad_head += grad.T @ hidden[start:end]
+        per_token, entropy = torch.cat(losses), torch.cat(entropies)
+        ctx.save_for_backward(grad_hidden, grad_head)
         ctx.mark_non_differentiable(per_token, entropy)
-        return (per_token * weights).sum(), per_token, entropy
+        return torch.stack(totals).sum(), per_token, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad_hidden,) = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), None, None, None, None
+        grad_hidden, grad_head = ctx.saved_tensors
+        scaled = grad_hidden * grads[0].to(grad_hidden.dtype)
+        return scaled, None if grad_head is None else grad_head * grads[0], None, None, None, None
+
+
+def _log_probabilities(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    logits = functional.linear(hidden, head).float()
+    return torch.log_softmax(logits.div_(temperature), dim=-1)
 
 
 def divergence_loss(
@@ -91,32 +98,41 @@ def divergence_loss(
     head: Tensor,
     weights: Tensor,
     temperature: float,
-    divergence: Divergence,
+    compare: Compare,
+    *,
+    teacher_head: Tensor | None = None,
+    drawn: Drawn | None = None,
 ) -> TokenLoss:
     """Weighted sum of the divergence over N tokens; both logits are divided by `temperature`.
 
-    student, teacher: [N, hidden]; head: [vocabulary, hidden], frozen; weights: [N] float32. Gradient
-    reaches `student` only.
+    student, teacher: [N, hidden]; head: [vocabulary, hidden], the teacher's too unless `teacher_head` is
+    given; weights: [N] float32. Gradient reaches `student`, and `head` where it requires one.
     """
-    formula = DIVERGENCES[divergence]
+    its_head = (head if teacher_head is None else teacher_head).detach()
 
     def rows(start: int, end: int, student_logp: Tensor) -> tuple[Tensor, Tensor]:
-        return formula(student_logp, _log_probabilities(teacher[start:end], head, temperature))
+        return compare(student_logp, _log_probabilities(teacher[start:end], its_head, temperature))
 
-    return TokenLoss(*_ChunkedLoss.apply(student, head, weights, temperature, rows))
+    return TokenLoss(*_ChunkedLoss.apply(student, head, weights, temperature, rows, drawn))
 
 
-def cross_entropy_loss(student: Tensor, targets: Tensor, head: Tensor, weights: Tensor) -> TokenLoss:
-    """Weighted sum of -log p_S(target): the supervised control, on the same path and at temperature 1.
+def cross_entropy_loss(
+    student: Tensor, targets: Tensor, head: Tensor, weights: Tensor, *, dynamic: bool = False
+) -> TokenLoss:
+    """Weighted sum of -log p_S(target) at temperature 1, on the same path as the divergence.
 
-    student: [N, hidden]; targets: [N] token ids; head: [vocabulary, hidden]; weights: [N] float32.
+    `dynamic` weighs each token by its own probability, without gradient (DFT, arXiv 2508.05629), in
+    `total` alone; `per_token` stays the cross-entropy. student: [N, hidden]; targets: [N] token ids; head:
+    [vocabulary, hidden]; weights: [N] float32.
     """
 
     def rows(start: int, end: int, student_logp: Tensor) -> tuple[Tensor, Tensor]:
         chosen = targets[start:end, None]
-        grad = student_logp.exp().scatter_add_(
-            1, chosen, torch.full(chosen.shape, -1.0, device=chosen.device)
-        )
-        return -student_logp.gather(1, chosen)[:, 0], grad
+        logp = student_logp.gather(1, chosen)
+        grad = student_logp.exp().scatter_add_(1, chosen, -torch.ones_like(logp))
+        if not dynamic:
+            return -logp[:, 0], grad
+        own = logp.exp()
+        return (-own * logp)[:, 0], grad.mul_(own)
 
-    return TokenLoss(*_ChunkedLoss.apply(student, head, weights, 1.0, rows))
+    return TokenLoss(*_ChunkedLoss.apply(student, head, weights, 1.0, rows, None))

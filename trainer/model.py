@@ -35,6 +35,13 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def trunk_parameters(causal: PreTrainedModel) -> int:
+    """Parameters of matrix products between the embedding and the output layer; read from a base without
+    adapters."""
+    apart = {id(causal.get_input_embeddings().weight), id(causal.get_output_embeddings().weight)}
+    return sum(p.numel() for p in causal.parameters() if p.dim() == 2 and id(p) not in apart)
+
+
 class Model(ABC):
     """A causal language model in several roles; exactly one of them is in use at a time."""
 
@@ -51,6 +58,9 @@ class Model(ABC):
         """Tokens that end an answer."""
         self.shares_prefixes = False
         """Whether sequences may be packed as a tree."""
+        self.trunk_parameters = trunk_parameters(causal)
+        self.tokens_read = 0
+        """Padded tokens of all forward passes so far."""
         self._in_use: Role | None = None
         self._lockstep = Lockstep() if sharding.wanted() else None
 
@@ -91,6 +101,7 @@ class Model(ABC):
         """Last hidden states, [batch, tokens, hidden], of the role in use; `cache` is extended."""
         if self._lockstep:
             self._lockstep.announce()
+        self.tokens_read += input_ids.numel()
         states: Tensor = self._trunk(self._in_use)(
             input_ids,
             past_key_values=cache,

@@ -1,5 +1,6 @@
 """One optimizer step: teacher states, student states, the divergence, AdamW."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 
 from domain.recipe import Recipe
-from trainer.loss import TokenLoss, cross_entropy_loss, divergence_loss
+from trainer.divergence import divergence_of, reverse_kl
+from trainer.loss import Drawn, TokenLoss, cross_entropy_loss, divergence_loss
+from trainer.methods import plan_of
 from trainer.model import Model
-from trainer.sequences import Training, response_states, token_weights
+from trainer.sequences import Training, all_response_states, response_states, token_weights
 from trainer.teacher import Teacher, update_average
 
 
@@ -19,10 +22,18 @@ class StepFigures:
     """Means over unmasked response tokens, nats; None where the step has no such token."""
 
     loss: float
-    teacher_kl: float
+    teacher_kl: float | None
+    """The recipe's divergence on lessons, or the cross-entropy of a supervised method."""
     rehearsal_kl: float | None
-    entropy: float
+    base_kl: float | None
+    """KL(student || base) on what the student drew itself, where this step measures it."""
+    entropy: float | None
     grad_norm: float
+    teacher_tokens: int
+    """Padded tokens that the frozen roles read; the base's too where it is measured."""
+    student_tokens: int
+    scored_tokens: int
+    """Response tokens in the loss."""
     teacher_seconds: float
     student_seconds: float
 
@@ -33,19 +44,25 @@ class Optimizer:
     def __init__(self, model: Model, recipe: Recipe, teacher: Teacher) -> None:
         self._model = model
         self._recipe = recipe
+        self._plan = plan_of(recipe)
+        self._compare = divergence_of(recipe)
         self._teacher = teacher
         self.parameters = model.parameters("student")
         self._adam = torch.optim.AdamW(
             list(self.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
 
-    def step(self, sequences: Sequence[Training], learning_rate: float) -> StepFigures:
-        started = time.monotonic()
-        # The supervised control has no teacher for demonstrations, only for rehearsal.
-        scored = [s for s in sequences if s.rehearsal or self._recipe.method == "sdft"]
+    def step(
+        self, sequences: Sequence[Training], learning_rate: float, *, measure_base: bool = False
+    ) -> StepFigures:
+        """One step of AdamW at `learning_rate` on `sequences`."""
+        started, read = time.monotonic(), self._model.tokens_read
+        scored = [s for s in sequences if s.rehearsal or self._plan.loss == "divergence"]
         states = dict(zip(map(id, scored), self._teacher.states(scored), strict=True))
         scored_at = time.monotonic()
-        loss, kinds, per_token, entropies = self._backward(sequences, states)
+        base = self._base_states(sequences) if measure_base else {}
+        teacher_tokens = self._model.tokens_read - read
+        measured = self._backward(sequences, states, base)
         norm = self._model.clip_gradients(self._recipe.max_grad_norm)
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
@@ -55,65 +72,89 @@ class Optimizer:
         if self._recipe.teacher == "ema":
             update_average(self._model.parameters("ema"), self.parameters, self._recipe.teacher_update_rate)
             self._model.updated("ema")
-        rehearsal = per_token[kinds]
-        taught = per_token[~kinds]
         return StepFigures(
-            loss=loss,
-            teacher_kl=_mean(taught) or 0.0,
-            rehearsal_kl=_mean(rehearsal),
-            entropy=_mean(entropies) or 0.0,
+            loss=measured.loss,
+            teacher_kl=_mean(measured.lessons),
+            rehearsal_kl=_mean(measured.rehearsal),
+            base_kl=_mean(measured.base),
+            entropy=_mean(measured.entropies),
             grad_norm=norm,
+            teacher_tokens=teacher_tokens,
+            student_tokens=self._model.tokens_read - read - teacher_tokens,
+            scored_tokens=sum(len(row) for row in measured.entropies),
             teacher_seconds=scored_at - started,
             student_seconds=time.monotonic() - scored_at,
         )
 
+    @torch.no_grad()
+    def _base_states(self, sequences: Sequence[Training]) -> dict[int, Tensor]:
+        """The bare base's states of what the student drew."""
+        drawn = [s for s in sequences if s.logprobs is not None]
+        with self._model.using(None):
+            states = all_response_states(self._model, [(s.prompt, s.response) for s in drawn])
+        return dict(zip(map(id, drawn), states, strict=True))
+
     def _backward(
-        self, sequences: Sequence[Training], states: dict[int, Tensor]
-    ) -> tuple[float, Tensor, Tensor, Tensor]:
-        """Accumulate gradients; returns the loss and, per unmasked token, rehearsal?, loss and entropy."""
+        self, sequences: Sequence[Training], states: dict[int, Tensor], base: dict[int, Tensor]
+    ) -> "_Measured":
+        """Accumulate gradients; `states` and `base` by the sequence's identity."""
         weights = token_weights([s.mask for s in sequences])
-        loss, kinds, per_token, entropies = 0.0, [], [], []
+        measured = _Measured()
         with self._model.using("student"):
             for members, student in response_states(self._model, [(s.prompt, s.response) for s in sequences]):
                 totals = []
                 for rehearsal in (False, True):
-                    part = [
-                        (sequences[index], hidden, weights[index])
-                        for index, hidden in zip(members, student, strict=True)
-                        if sequences[index].rehearsal == rehearsal and any(sequences[index].mask)
-                    ]
-                    if part:
+                    part = _Part(
+                        [
+                            (sequences[index], hidden, weights[index])
+                            for index, hidden in zip(members, student, strict=True)
+                            if sequences[index].rehearsal == rehearsal and any(sequences[index].mask)
+                        ]
+                    )
+                    if part.members:
                         result = self._loss(part, states)
                         totals.append(result.total)
-                        per_token.append(result.per_token)
-                        entropies.append(result.entropy)
-                        kinds.append(torch.full_like(result.entropy, rehearsal, dtype=torch.bool))
+                        measured.add(result, rehearsal=rehearsal)
+                        self._compare_with_base(part, base, measured)
                 if totals:
                     total = torch.stack(totals).sum()
                     total.backward()
-                    loss += total.item()
-        if not per_token:
-            empty = torch.empty(0)
-            return 0.0, empty.bool(), empty, empty
-        return loss, torch.cat(kinds), torch.cat(per_token), torch.cat(entropies)
+                    measured.loss += total.item()
+        return measured
 
-    def _loss(self, part: list[tuple[Training, Tensor, list[float]]], states: dict[int, Tensor]) -> TokenLoss:
-        kept = [torch.tensor(s.mask, device=self._model.device) for s, _, _ in part]
-        student = torch.cat([hidden[keep] for (_, hidden, _), keep in zip(part, kept, strict=True)])
-        weight = torch.tensor(
-            [w for s, _, row in part for w, keep in zip(row, s.mask, strict=True) if keep],
-            device=self._model.device,
-        )
-        if id(part[0][0]) not in states:
-            targets = torch.tensor(
-                [t for s, _, _ in part for t, keep in zip(s.response, s.mask, strict=True) if keep],
-                device=self._model.device,
+    def _loss(self, part: "_Part", states: dict[int, Tensor]) -> TokenLoss:
+        recipe, model = self._recipe, self._model
+        rehearsal = part.members[0][0].rehearsal
+        if not rehearsal and self._plan.loss != "divergence":
+            targets = part.targets()
+            return cross_entropy_loss(
+                part.student(), targets, model.head, part.weights(), dynamic=self._plan.loss == "dynamic"
             )
-            return cross_entropy_loss(student, targets, self._model.head, weight)
-        teacher = torch.cat([states[id(s)][keep] for (s, _, _), keep in zip(part, kept, strict=True)])
         return divergence_loss(
-            student, teacher, self._model.head, weight, self._recipe.temperature, self._recipe.divergence
+            part.student(),
+            part.states(states),
+            model.head,
+            part.weights(),
+            recipe.temperature,
+            self._compare,
+            teacher_head=model.head_of(model.parent() if rehearsal else self._teacher.adapter),
+            drawn=part.drawn(recipe.importance_clip),
         )
+
+    def _compare_with_base(self, part: "_Part", base: dict[int, Tensor], measured: "_Measured") -> None:
+        own = _Part([member for member in part.members if id(member[0]) in base])
+        if own.members:
+            with torch.no_grad():
+                result = divergence_loss(
+                    own.student(),
+                    own.states(base),
+                    self._model.head,
+                    own.weights(),
+                    self._recipe.temperature,
+                    reverse_kl,
+                    teacher_head=self._model.head_of(None),
+                )
+            measured.base.append(result.per_token)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint needs: student, average, both moments. All processes ask alike; the tensors
@@ -147,5 +188,60 @@ class Optimizer:
             self._model.updated("ema")
 
 
-def _mean(values: Tensor) -> float | None:
-    return float(values.mean()) if values.numel() else None
+class _Part:
+    """Sequences of one forward pass and one kind, with their student states and token weights."""
+
+    def __init__(self, members: list[tuple[Training, Tensor, list[float]]]) -> None:
+        self.members = members
+
+    def student(self) -> Tensor:
+        return torch.cat([hidden[self._kept(s, hidden)] for s, hidden, _ in self.members])
+
+    def states(self, found: dict[int, Tensor]) -> Tensor:
+        return torch.cat([found[id(s)][self._kept(s, hidden)] for s, hidden, _ in self.members])
+
+    def weights(self) -> Tensor:
+        return self._flat([row for _, _, row in self.members], torch.float32)
+
+    def targets(self) -> Tensor:
+        return self._flat([s.response for s, _, _ in self.members], torch.long)
+
+    def drawn(self, clip: float | None) -> Drawn | None:
+        """For importance weights of tokens that an earlier student, or another engine, drew."""
+        if clip is None:
+            return None
+        unknown = [s.logprobs or [math.nan] * len(s.response) for s, _, _ in self.members]
+        return Drawn(self.targets(), self._flat(unknown, torch.float32), clip)
+
+    def _flat(self, rows: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        """The unmasked tokens' values one after another."""
+        kept = [
+            value
+            for (s, _, _), row in zip(self.members, rows, strict=True)
+            for value, keep in zip(row, s.mask, strict=True)
+            if keep
+        ]
+        return torch.tensor(kept, dtype=dtype, device=self.members[0][1].device)
+
+    @staticmethod
+    def _kept(sequence: Training, hidden: Tensor) -> Tensor:
+        return torch.tensor(sequence.mask, device=hidden.device)
+
+
+class _Measured:
+    """Per-token figures of one step."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.lessons: list[Tensor] = []
+        self.rehearsal: list[Tensor] = []
+        self.base: list[Tensor] = []
+        self.entropies: list[Tensor] = []
+
+    def add(self, result: TokenLoss, *, rehearsal: bool) -> None:
+        (self.rehearsal if rehearsal else self.lessons).append(result.per_token)
+        self.entropies.append(result.entropy)
+
+
+def _mean(values: list[Tensor]) -> float | None:
+    return float(torch.cat(values).mean()) if values else None

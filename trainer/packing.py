@@ -69,6 +69,8 @@ class _Pack:
 
 def pack(sequences: Sequence[list[int]], *, share: bool) -> list[PackedBatch]:
     """Every sequence in one batch; without `share` each stands in a row of its own."""
+    if not sequences:
+        return []
     longest = max(map(len, sequences))
     limit = max(PACK_TOKENS, 2 * longest) if share else 0
     packs: list[_Pack] = []

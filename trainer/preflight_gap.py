@@ -74,13 +74,23 @@ def measure_gap(
     `teacher` is the role that scores the student's answers in training: None is the bare base. It is shown
     each item's own demonstration, as in training.
     """
-    stride = max(1, len(holdout) // MEASURED_ITEMS)
-    items = list(holdout[::stride][:MEASURED_ITEMS])
-    student = _answers(model, "student", items, [lesson.prompt for _, lesson in items], recipe)
+    items = _measured(holdout)
+    student = student_answers(model, recipe, holdout)
     if recipe.method in WITHOUT_TEACHER:
         return Gap(student, None)
     prompts = [lesson.teacher_prompt for _, lesson in items]
     return Gap(student, _answers(model, teacher, items, prompts, recipe))
+
+
+def student_answers(model: Model, recipe: Recipe, holdout: Sequence[tuple[Grader, Lesson]]) -> Answers:
+    """The student's greedy answers, without a demonstration, on the same items as `measure_gap`."""
+    items = _measured(holdout)
+    return _answers(model, "student", items, [lesson.prompt for _, lesson in items], recipe)
+
+
+def _measured(holdout: Sequence[tuple[Grader, Lesson]]) -> list[tuple[Grader, Lesson]]:
+    stride = max(1, len(holdout) // MEASURED_ITEMS)
+    return list(holdout[::stride][:MEASURED_ITEMS])
 
 
 WITHOUT_TEACHER = frozenset({"sft", "dft", "cpt", "sft_reinvoke"})

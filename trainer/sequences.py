@@ -26,6 +26,8 @@ class Training:
     """Index of the lesson when the response is the demonstration's own, which never changes."""
     mask: list[bool]
     """Response tokens that count in the loss."""
+    logprobs: list[float] | None = None
+    """Of the response's tokens when the student drew them; None when it did not draw them."""
 
 
 def loss_mask(response: Sequence[int], *, skip_first: int, truncated: bool) -> list[bool]:

@@ -32,8 +32,13 @@ class Teacher:
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         self._model = model
-        self._frozen = recipe.teacher != "ema"
-        weights: dict[str, Role | None] = {"ema": "ema", "parent": model.parent(), "base": None}
+        self._frozen = recipe.teacher in ("parent", "base")
+        weights: dict[str, Role | None] = {
+            "ema": "ema",
+            "live": "student",
+            "parent": model.parent(),
+            "base": None,
+        }
         self.adapter = weights[recipe.teacher]
         self._own_states: dict[int, Tensor] = {}
         self._own_bytes = 0

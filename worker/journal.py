@@ -13,6 +13,7 @@ from domain.measurement import Measurement
 from domain.training import (
     CheckpointLine,
     DoneLine,
+    HoldoutLine,
     PreflightLine,
     RefusedLine,
     StepLine,
@@ -77,7 +78,7 @@ class Journal:
             case StepLine():
                 self.enter(Phase.TRAINING)
                 self._retell(line, type="metrics")
-            case CheckpointLine() | DoneLine():
+            case CheckpointLine() | HoldoutLine() | DoneLine():
                 self._retell(line)
             case RefusedLine():
                 pass  # the update's end says it

@@ -151,9 +151,13 @@ def _phases(update: Update, status: Status) -> list[PhaseStep]:
 
 def _progress(line: StepLine, status: Status) -> Progress:
     running = status is Status.RUNNING and line.step < line.steps
+    nats = [
+        (label, value)
+        for label, value in (("Teacher KL", line.teacher_kl), ("Entropy", line.entropy))
+        if value is not None
+    ]
     figures = [
-        Tile("Teacher KL", f"{line.teacher_kl:.3g}", "plain", "nats per token"),
-        Tile("Entropy", f"{line.entropy:.3g}", "plain", "nats per token"),
+        *(Tile(label, f"{value:.3g}", "plain", "nats per token") for label, value in nats),
         Tile(
             "Response",
             f"{line.response_tokens:.0f}",

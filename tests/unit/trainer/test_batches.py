@@ -28,7 +28,7 @@ def test_without_rehearsal_prompts_the_whole_batch_is_lessons() -> None:
 
 def test_shares_hold_over_the_run() -> None:
     """A tenth of 12 lessons a step is 1.2 a step: 12 in ten steps, one or two in each."""
-    schedule = Schedule(recipe(off_policy_share=0.1), lessons=50, rehearsal=10)
+    schedule = Schedule(recipe(off_policy_share=0.1, num_epochs=3), lessons=50, rehearsal=10)
     off = [len(schedule.batch(step).off_policy) for step in range(10)]
     assert sum(off) == 12
     assert set(off) == {1, 2}
@@ -55,8 +55,35 @@ def test_the_seed_decides() -> None:
     assert one.batch(0) != other.batch(0)
 
 
-def test_the_supervised_control_trains_on_demonstrations_only() -> None:
-    assert Schedule(recipe(method="sft"), 50, 10).batch(0).on_policy == ()
+@pytest.mark.parametrize("method", ["sft", "dft", "cpt", "offline_distillation"])
+def test_controls_train_on_given_tokens_only(method: str) -> None:
+    batch = Schedule(recipe(method=method), 50, 10).batch(0)
+    assert batch.on_policy == ()
+    assert len(batch.off_policy) == 12
+    assert len(batch.rehearsal) == 4
+
+
+def test_reinvoking_steps_rehearse_alone_and_go_on_in_the_order() -> None:
+    """2 epochs of 50 at 12 a step: 9 steps and 36 of the rehearsal draws; then 3 steps of 16."""
+    used = recipe(method="sft_reinvoke", reinvoke_steps=3)
+    schedule = Schedule(used, lessons=50, rehearsal=60)
+    assert schedule.steps == 12
+    drawn = [index for step in range(9) for index in schedule.batch(step).rehearsal]
+    batch = schedule.batch(9)
+    assert (batch.on_policy, batch.off_policy, len(batch.rehearsal)) == ((), (), 16)
+    drawn += [*batch.rehearsal, *schedule.batch(10).rehearsal]
+    assert len(drawn) == 68
+    assert sorted(drawn[:60]) == list(range(60))
+    # The learning rate starts anew: warmup of 10 steps is cut short by the phase's 3.
+    assert schedule.learning_rate(9) == pytest.approx(used.learning_rate / 10)
+
+
+def test_every_prompt_is_sampled_as_often_as_the_recipe_says() -> None:
+    """12 lessons a step, half of them off-policy: 6 on-policy prompts, three samples of each."""
+    batch = Schedule(recipe(rollouts_per_prompt=3, off_policy_share=0.5), 50, 10).batch(0)
+    assert len(batch.off_policy) == 6
+    assert len(batch.on_policy) == 18
+    assert set(Counter(batch.on_policy).values()) == {3}
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])

@@ -9,7 +9,7 @@ from trainer.checkpoints import Checkpoint, PendingSample, State, load_newest, s
 
 
 def checkpoint(step: int, fingerprint: str = "job") -> Checkpoint:
-    pending = {step: [PendingSample(tokens=[1, 2], truncated=False)]}
+    pending = {step: [PendingSample(tokens=[1, 2], truncated=False, logprobs=[-0.5, -1.25])]}
     state = State(step=step, fingerprint=fingerprint, pending=pending, seconds=1.5)
     return Checkpoint(state, {"w": torch.full((3,), float(step))})
 

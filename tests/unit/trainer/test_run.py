@@ -17,6 +17,7 @@ from domain.training import (
     TRAINER_LINE,
     CheckpointLine,
     DoneLine,
+    HoldoutLine,
     PreflightLine,
     StepLine,
     TrainerLine,
@@ -96,7 +97,7 @@ def test_rehearsal_kl_is_zero_on_the_first_step_and_absent_without_prompts(
     assert all(line.rehearsal_kl is None for line in without)
 
 
-@pytest.mark.parametrize("method", ["sdft", "sft"])
+@pytest.mark.parametrize("method", ["sdft", "sft", "dft", "cpt"])
 def test_demonstration_tokens_become_likelier(job: TrainingJob, method: str) -> None:
     """Purely off-policy on one answer, the loss falls: the gradient has the right sign and scale."""
     job = with_recipe(
@@ -105,6 +106,103 @@ def test_demonstration_tokens_become_likelier(job: TrainingJob, method: str) -> 
     )  # fmt: skip
     losses = [line.loss for line in steps(run(job))]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_a_fixed_set_of_teacher_answers_is_drawn_once_and_learnt(job: TrainingJob, tmp_path: Path) -> None:
+    """The teacher's answers stand in the checkpoint, so that a resumed run learns the same ones."""
+    changes = dict(
+        method="offline_distillation", rehearsal_share=0.0, num_epochs=30, warmup_steps=0, learning_rate=2e-2,
+        teacher="parent", max_new_tokens=200, temperature=3.0,
+    )  # fmt: skip
+    job = with_recipe(job, **changes)
+    cut = elsewhere(job, tmp_path / "cut")
+    with pytest.raises(Interrupted):
+        run(cut, 3)
+    (newest, *_) = sorted((tmp_path / "cut" / "ck").glob("step-*"), reverse=True)
+    targets = json.loads((newest / "state.json").read_text())["targets"]
+    assert len(targets) == 8
+    run(cut)
+    losses = [line.loss for line in steps(run(job))]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    expected = adapter(job)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter(cut).items())
+
+
+@pytest.mark.parametrize("changes", [
+    {"teacher": "live"},
+    {"divergence": "jsd", "jsd_beta": 0.3},
+    {"divergence": "reverse", "divergence_top_k": 10},
+    {"importance_clip": 2.0, "rollout_every": 2},
+    {"rollouts_per_prompt": 3, "top_p": 0.9},
+    {"method": "offline_distillation", "offline_targets": "distribution", "teacher": "parent"},
+    {"num_context_demonstrations": 2, "demonstration_selection": "nearest"},
+])  # fmt: skip
+def test_every_choice_resumes_exactly(job: TrainingJob, tmp_path: Path, changes: dict[str, object]) -> None:
+    job = with_recipe(job, **changes)
+    cut = elsewhere(job, tmp_path / "cut")
+    with pytest.raises(Interrupted):
+        run(cut, 3)
+    run(cut)
+    run(job)
+    expected = adapter(job)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter(cut).items())
+    assert any(tensor.abs().max() > 0 for name, tensor in expected.items() if "lora_B" in name)
+
+
+def test_reinvoking_ends_with_rehearsal_alone(job: TrainingJob) -> None:
+    job = with_recipe(job, method="sft_reinvoke", reinvoke_steps=3, rehearsal_share=0.0, num_epochs=1)
+    lines = steps(run(job))
+    assert [line.teacher_kl is None for line in lines] == [False, False, True, True, True]
+    assert [line.rehearsal_kl is None for line in lines] == [True, True, False, False, False]
+
+
+def test_reinvoking_without_prompts_is_refused(job: TrainingJob, tmp_path: Path) -> None:
+    job = with_recipe(job, method="sft_reinvoke", reinvoke_steps=3)
+    with pytest.raises(TrainingRefused) as refused:
+        run(elsewhere(job, tmp_path / "other", rehearsal=[]))
+    assert (refused.value.code, refused.value.param) == ("no_rehearsal_prompts", "recipe.reinvoke_steps")
+
+
+def test_early_stop_keeps_the_weights_of_the_first_best_score(job: TrainingJob, tmp_path: Path) -> None:
+    """A random model scores 0 throughout: the score of step 2 stays the best, two more end the run at 6,
+    and what is written are the weights after 2 steps."""
+    stopping = with_recipe(job, early_stop_every=2, early_stop_patience=2)
+    cut = elsewhere(stopping, tmp_path / "cut")
+    with pytest.raises(Interrupted):
+        run(cut, 5)
+    lines = run(stopping)
+    scores = [line for line in lines if isinstance(line, HoldoutLine)]
+    assert [(line.step, line.best_step, line.score) for line in scores] == [(2, 2, 0), (4, 2, 0), (6, 2, 0)]
+    assert steps(lines)[-1].step == 6
+    assert [line.step for line in steps(run(cut))] == [6]
+    two = elsewhere(with_recipe(job, checkpoint_every=2), tmp_path / "two")
+    with pytest.raises(Interrupted):
+        run(two, 2)
+    expected = load_file(tmp_path / "two" / "ck" / "step-000002" / "tensors.safetensors")
+    for written in (adapter(stopping), adapter(cut)):
+        for name, tensor in written.items():
+            inner = name.removeprefix("base_model.model.").removesuffix(".weight")
+            assert torch.equal(tensor, expected[f"student/{inner}"])
+
+
+def test_kl_to_the_base_is_measured_on_own_samples(job: TrainingJob) -> None:
+    """Zero at first, when the student is the base; then above zero, and only every third step."""
+    job = with_recipe(job, kl_to_base_every=3, off_policy_share=1.0, num_epochs=2, learning_rate=2e-2)
+    found = [line.base_kl for line in steps(run(job))]
+    assert [value is not None for value in found] == [True, False, False, True, False, False]
+    assert found[0] == pytest.approx(0.0, abs=2e-3)
+    assert found[3] is not None
+    assert found[3] > 0.01
+
+
+def test_flops_by_hand(job: TrainingJob) -> None:
+    """One sequence of cross-entropy: 2 x 2 per trunk parameter and padded token, 6 per head entry and
+    response token. Trunk: 2 layers of q, o 32x32, k, v 32x16, three MLP matrices 32x64; head 258 x 32."""
+    job = with_recipe(job, method="sft", batch_size=1, rehearsal_share=0.0, max_steps=1)
+    (line,) = steps(run(job))
+    trunk = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    response = 4
+    assert line.flops == 2 * 2 * trunk * (line.tokens - 1) + 2 * 3 * response * 258 * 32
 
 
 def test_small_gap_is_refused(job: TrainingJob) -> None:
