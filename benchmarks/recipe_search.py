@@ -25,8 +25,8 @@ from domain.recipe import Recipe
 from domain.skill import RegexGrader
 from domain.training import PreflightLine, SkillToTeach, StepLine, TrainerLine, TrainingJob
 from trainer.contexts import chat_tokens
-from trainer.loading import load_model
 from trainer.divergence import forward_kl
+from trainer.loading import load_model
 from trainer.loss import divergence_loss
 from trainer.model import Model
 from trainer.rollout import GREEDY, Sampling, sample

@@ -88,29 +88,34 @@ def estimate_cost(job: TrainingJob, model: Model, run: Run, report: PreflightRep
     recipe, began = job.recipe, time.monotonic()
     peak = peak_bytes(model.device)
     rehearsal = [len(chat_tokens(model.tokenizer, messages)) for messages in job.rehearsal]
-    whole = _lengths(run.lessons, rehearsal, _answer_length(report, recipe), recipe.max_rehearsal_tokens)
+    whole = _lengths(
+        run.material.lessons, rehearsal, _answer_length(report, recipe), recipe.max_rehearsal_tokens
+    )
 
     # The first steps also warm the libraries up: they are for memory, the ones after them for time.
-    longest = _longest(run.lessons, recipe)
+    longest = _longest(run.material.lessons, recipe)
     before = used_bytes(model.device)
     reset_peak(model.device)
     _step(_excerpt(job, longest, _short(recipe, batch_size=len(longest), rehearsal_share=0.0)), model)
     activations = peak_bytes(model.device) - before
     peak = max(peak, before + round(activations * _growth(len(longest), whole, recipe)))
 
-    typical = _typical(run.lessons)
+    typical = _typical(run.material.lessons)
     excerpt = _excerpt(job, typical, _short(recipe))
     reset_peak(model.device)
     probe, line = _step(excerpt, model)
     peak = max(peak, peak_bytes(model.device) + _later_bytes(job, run, recipe))
 
     lengths = _lengths(
-        probe.lessons, rehearsal, line.response_tokens, min(recipe.max_rehearsal_tokens, PROBE_NEW_TOKENS)
+        probe.material.lessons,
+        rehearsal,
+        line.response_tokens,
+        min(recipe.max_rehearsal_tokens, PROBE_NEW_TOKENS),
     )
-    measured = Work().add(probe.schedule, range(1), lengths, recipe)
-    planned = Work().add(run.schedule, range(run.schedule.steps), whole, recipe)
+    measured = Work().add(probe.material.schedule, range(1), lengths, recipe)
+    planned = Work().add(run.material.schedule, range(run.material.schedule.steps), whole, recipe)
     rollout = line.rollout_seconds * _decoding(report, recipe) if planned.samples else 0.0
-    rounds = math.ceil(run.schedule.steps / recipe.rollout_every)
+    rounds = math.ceil(run.material.schedule.steps / recipe.rollout_every)
     costs = {
         "rollout_seconds": rollout * rounds,
         "teacher_seconds": _scaled(line.teacher_seconds, planned.teacher, measured.teacher),
@@ -274,5 +279,5 @@ def _later_bytes(job: TrainingJob, run: Run, recipe: Recipe) -> int:
     cache = rows * longer * config.num_hidden_layers * 2 * heads * width * bytes_each
     if recipe.teacher not in ("parent", "base") or recipe.method in WITHOUT_TEACHER:
         return cache
-    kept = sum(len(lesson.response) for lesson in run.lessons) * config.hidden_size * bytes_each
+    kept = sum(len(lesson.response) for lesson in run.material.lessons) * config.hidden_size * bytes_each
     return cache + min(kept, OWN_STATES_BYTES)
