@@ -1,0 +1,176 @@
+"""A whole study on a tiny model: stopped, resumed, skipped, reported."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from benchmarks import continual
+from benchmarks.study import Study, StudySettings
+
+STEPS = 4
+RUNS = {
+    "kept": {"role": "sdft", "changes": {"lora_rank": 2, "max_new_tokens": 4, "checkpoint_every": 2}},
+    "lost": {
+        "role": "sft",
+        "changes": {"method": "sft", "lora_rank": 2, "rehearsal_share": 0, "checkpoint_every": 2},
+    },
+}
+
+
+class Command:
+    """`ratchet bench continual` on the tiny model, in this process."""
+
+    def __init__(self, base: Path, data: Path, arms: Path) -> None:
+        self._base, self._data, self._arms = base, data, arms
+
+    def __call__(self, folder: Path, *more: str) -> dict[str, object]:
+        """Returns the last line of standard output."""
+        options = ["--out", folder, "--base", self._base, "--data", self._data, "--arms-file", self._arms]
+        sizes = ["--skills", "sort,call", "--steps", STEPS, "--eval-rows", 4, "--general-items", 3]
+        command = ["continual", *options, *sizes, "--pass-items", 1, "--json", *more]
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            patch.setattr(sys, "argv", [str(part) for part in command])
+            continual.main()
+        last: dict[str, object] = json.loads(printed.getvalue().splitlines()[-1])
+        return last
+
+
+@pytest.fixture(scope="module")
+def command(base_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    arms = tmp_path_factory.mktemp("arms") / "arms.json"
+    arms.write_text(json.dumps(RUNS))
+    return Command(base_folder, data, arms)
+
+
+@pytest.fixture(scope="module")
+def whole(command: Command, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A study of both arms run to its end: its folder and its last line."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, command(folder)
+
+
+def lines(folder: Path) -> list[tuple[str, int]]:
+    found = [json.loads(text) for text in (folder / "results.jsonl").read_text().splitlines()]
+    return [(line["arm"], line["stage"]) for line in found]
+
+
+def weights(folder: Path, arm: str, stage: str) -> dict[str, list[float]]:
+    file = folder / "lineages" / arm / "seed0" / stage / "version" / "adapter_model.safetensors"
+    return {name: tensor.tolist() for name, tensor in load_file(file).items()}
+
+
+def test_a_study_from_nothing_to_its_report(whole: tuple[Path, dict[str, object]]) -> None:
+    folder, last = whole
+
+    assert lines(folder) == [("base", 0), ("kept", 1), ("lost", 1), ("kept", 2), ("lost", 2)]
+    arms = last["arms"]
+    assert isinstance(arms, dict)
+    for arm in ("kept", "lost"):
+        assert arms[arm]["stages"] == 2
+        for name in ("acc", "bwt", "forgetting", "general_drop", "new_skill_score", "kl_to_base"):
+            assert isinstance(arms[arm][name], float), name
+        assert arms[arm]["kl_to_base"] > 0
+    versus = last["sdft_vs_sft"]
+    assert isinstance(versus, dict)
+    assert (versus["arm"], versus["against"]) == ("kept", "lost")
+    assert len(versus["forgetting_ratio"]) == len(versus["general_drop_ratio"]) == 3
+    report = (folder / "report.md").read_text()
+    assert "| kept | 2 | 1 |" in report
+    for plot in ("accuracy.svg", "forgetting.svg"):
+        assert plot in report
+        assert "</svg>" in (folder / plot).read_text()
+
+
+def test_the_second_stage_continues_the_first_and_knows_its_figures(
+    whole: tuple[Path, dict[str, object]],
+) -> None:
+    folder, _ = whole
+    result = json.loads((folder / "results.jsonl").read_text().splitlines()[-1])
+
+    assert weights(folder, "lost", "2-call") != weights(folder, "lost", "1-sort")
+    assert result["training"]["steps"] == STEPS
+    assert set(result["skills"]["sort"]) == {"sort-eval-0", "sort-eval-1", "sort-eval-3", "sort-eval-4"}
+    assert set(result["general"]) == {"arc_easy", "hellaswag", "lambada_openai", "piqa", "likelihood"}
+    assert {skill: len(counts) for skill, counts in result["passes"].items()} == {"sort": 1, "call": 1}
+    assert set(result["dev"]) == {"call-dev-32", "call-dev-33"}
+    assert len(result["kl_to_base"]) == len(result["ordinary"]) == 30
+
+
+def test_what_is_finished_is_not_done_again(
+    command: Command, whole: tuple[Path, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between training and measuring: the version is there, its line is not."""
+    folder = tmp_path / "study"
+    shutil.copytree(whole[0], folder)
+    before = (folder / "results.jsonl").read_text().splitlines(keepends=True)
+    (folder / "results.jsonl").write_text("".join(before[:-1]))
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("benchmarks.teaching.train", refuse)
+    assert command(folder) == whole[1]
+    again, first = (
+        [{**json.loads(text), "seconds": None} for text in some]
+        for some in ((folder / "results.jsonl").read_text().splitlines(), before)
+    )
+    assert again == first
+
+
+def test_a_stopped_study_ends_as_an_unstopped_one(
+    command: Command, whole: tuple[Path, dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "study"
+    stage = folder / "lineages" / "kept" / "seed0" / "1-sort"
+
+    class StopsAfterThreeSteps(continual.Stop):
+        def __call__(self) -> bool:
+            steps = stage / "steps.jsonl"
+            return steps.exists() and len(steps.read_text().splitlines()) == 3
+
+    with monkeypatch.context() as patched:
+        patched.setattr(continual, "Stop", StopsAfterThreeSteps)
+        last = command(folder, "--arms", "kept", "--stages", "1")
+    assert last["arms"] == {}
+    assert not (stage / "version").exists()
+    command(folder, "--arms", "kept", "--stages", "1")
+
+    assert weights(folder, "kept", "1-sort") == weights(whole[0], "kept", "1-sort")
+    assert not (stage / "checkpoints").exists()
+
+
+def test_no_budget_only_reports(command: Command, tmp_path: Path) -> None:
+    last = command(tmp_path / "study", "--budget-minutes", "0")
+
+    assert last == {"arms": {}, "sdft_vs_sft": None, "comparisons": {}}
+    assert not (tmp_path / "study" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--arms", "unknown"], "no arm unknown"),
+        (["--skills", "sort,none"], "none.train.jsonl"),
+        (["--base", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_named(command: Command, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        command(tmp_path / "study", *more)
+
+
+def test_settings_of_a_study_do_not_change(command: Command, tmp_path: Path) -> None:
+    settings = StudySettings(
+        base_model="other", skills=["sort"], steps=1, eval_rows=1, general_items=1, pass_items=1
+    )
+    Study(tmp_path / "study", settings)
+
+    with pytest.raises(SystemExit, match="has base_model other"):
+        command(tmp_path / "study")
