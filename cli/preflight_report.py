@@ -1,7 +1,6 @@
 """What preflight found, for people: what, where, why it matters, how to mend it."""
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from cli.output import table
@@ -51,7 +50,7 @@ def _title(report: PreflightReport, inputs: Inputs) -> str:
     )
 
 
-def _answers(report: PreflightReport) -> Table:
+def _answers(report: PreflightReport) -> Group:
     """Scores and lengths of the greedy answers to the held-out items."""
     rows = [
         _row("student", report.student_score, report.student_tokens, report.student_truncated),
@@ -60,7 +59,7 @@ def _answers(report: PreflightReport) -> Table:
     title = f"Greedy answers to {report.items} held-out items"
     if report.gap is not None and report.gap_low is not None and report.gap_high is not None:
         title += f"; gap {report.gap:+.2f}, 95% interval [{report.gap_low:+.2f}, {report.gap_high:+.2f}]"
-    return table(["", "score", "mean tokens", "cut at max_new_tokens"], rows, title=title)
+    return Group(title, table(["", "score", "mean tokens", "cut at max_new_tokens"], rows))
 
 
 def _row(who: str, score: float | None, tokens: float | None, truncated: float | None) -> tuple[str, ...]:

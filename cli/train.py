@@ -217,7 +217,7 @@ def _summary(record: TrainingRecord, out: Path) -> Table:
             "steps": f"{record.steps} in {record.seconds:.0f} s",
             "last step": f"loss {last.loss:.4f}, {last.response_tokens:.1f} tokens a sample, "
             f"gradient norm {last.grad_norm:.3g}",
-            "before": None if record.preflight is None else record.preflight.summary(),
+            "before": record.preflight.summary(),
         },
         ("trained", "method", "demonstrations", "steps", "last step", "before"),
     )

@@ -51,7 +51,7 @@ class TrainingRecord(BaseModel):
     """Of training alone, over all its parts."""
     metrics: StepLine
     """Of the last step."""
-    preflight: PreflightReport | None
+    preflight: PreflightReport
 
 
 class OutputFolder:
@@ -130,7 +130,7 @@ class OutputFolder:
         lines = self.lines()
         done = next(line for line in reversed(lines) if isinstance(line, DoneLine))
         last = next(line for line in reversed(lines) if isinstance(line, StepLine))
-        reports = [line for line in lines if isinstance(line, PreflightLine)]
+        report = next(line for line in lines if isinstance(line, PreflightLine))
         record = TrainingRecord(
             base_model=self.job.base_model,
             parent=self.job.parent_adapter_path,
@@ -143,7 +143,7 @@ class OutputFolder:
             steps=done.steps,
             seconds=done.seconds,
             metrics=last,
-            preflight=reports[-1] if reports else None,
+            preflight=PreflightReport(**report.model_dump(exclude={"type"})),
         )
         for file in Path(self.job.output_dir).iterdir():
             file.replace(self._folder / file.name)
