@@ -30,7 +30,7 @@ from api.routes import (
 from api.swaps import make_controller
 from artifacts.store import ArtifactStore
 from domain.settings import Settings
-from registry.session import make_engine, make_sessions
+from registry.session import make_engine, make_reading_sessions, make_sessions
 from serving.client import KEEP_ALIVE_SECONDS
 from serving.routes import RouteTable
 
@@ -55,18 +55,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         with ExitStack() as stack:
             engine = make_engine(chosen.resolved_database_url)
             stack.callback(engine.dispose)
-            sessions = make_sessions(engine)
+            sessions, reads = make_sessions(engine), make_reading_sessions(engine)
             store = ArtifactStore(chosen.artifacts_dir)
             producer = UpdateProducer(chosen.resolved_broker_url)
             stack.callback(producer.close)
             routes = RouteTable()
-            controller = stack.enter_context(make_controller(chosen, sessions, store, routes))
+            controller = stack.enter_context(make_controller(chosen, sessions, reads, store, routes))
             async with httpx.AsyncClient(
                 timeout=_ENGINE_TIMEOUT, limits=_ENGINE_LIMITS, trust_env=False
             ) as engines:
                 app.state.context = Context(
                     settings=chosen,
                     sessions=sessions,
+                    reads=reads,
                     store=store,
                     routes=routes,
                     controller=controller,

@@ -26,6 +26,9 @@ TEAM_ID = "team_default"
 class Context:
     settings: Settings
     sessions: sessionmaker[Session]
+    """For what writes, or tries a write without committing it."""
+    reads: sessionmaker[Session]
+    """For what only reads: on SQLite these wait for no writer."""
     store: ArtifactStore
     routes: RouteTable
     controller: SwapController
@@ -53,10 +56,10 @@ Team = Annotated[str, Depends(team_id)]
 
 
 def _reading(context: Ctx) -> Iterator[Session]:
-    with context.sessions() as session:
+    with context.reads() as session:
         yield session
 
 
 # Scope "function": closed before the reply leaves, so that a slow reader holds no transaction.
 Reading = Annotated[Session, Depends(_reading, scope="function")]
-"""A session for reading; what is written in it is not committed."""
+"""A session that can only read."""

@@ -81,7 +81,7 @@ class Call:
 
     def _load(self, name: ModelName) -> int:
         """Number of the version that `name` means, once it answers."""
-        with self.context.sessions() as session:
+        with self.context.reads() as session:
             try:
                 number = _number(session, self.team_id, name)
                 wanted = wanted_version(session, self.team_id, name.assistant, number)

@@ -23,10 +23,14 @@ ENGINE_SECONDS = 2.0
 
 
 def make_controller(
-    settings: Settings, sessions: sessionmaker[Session], store: ArtifactStore, routes: RouteTable
+    settings: Settings,
+    sessions: sessionmaker[Session],
+    reads: sessionmaker[Session],
+    store: ArtifactStore,
+    routes: RouteTable,
 ) -> SwapController:
     """A controller that keeps `routes`; enter it to start its thread."""
-    ledger = _Ledger(settings, sessions)
+    ledger = _Ledger(settings, sessions, reads)
     return SwapController(
         wanted=ledger.wanted,
         replicas=ledger.replicas,
@@ -40,17 +44,20 @@ def make_controller(
 class _Ledger:
     """Each method is a short transaction of its own, called from the controller's threads."""
 
-    def __init__(self, settings: Settings, sessions: sessionmaker[Session]) -> None:
+    def __init__(
+        self, settings: Settings, sessions: sessionmaker[Session], reads: sessionmaker[Session]
+    ) -> None:
         self._settings = settings
         self._sessions = sessions
+        self._reads = reads
 
     def wanted(self) -> list[Wanted]:
-        with self._sessions() as session:
+        with self._reads() as session:
             return serving.wanted(session)
 
     def replicas(self) -> list[Replica]:
         """The registered engines; the one that the settings name is registered when it first answers."""
-        with self._sessions() as session:
+        with self._reads() as session:
             known = serving.replicas(session)
             used = serving.base_models_in_use(session)
         url = self._settings.engine_url

@@ -17,6 +17,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 SQLITE_BUSY_MS = 30_000
+_READING = "ratchet_reading"
 
 
 class clock(FunctionElement[float]):
@@ -40,11 +41,14 @@ def _postgresql_clock(element: clock, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def make_engine(url: str) -> Engine:
-    """An engine whose SQLite connections are durable, enforce foreign keys and write-lock at BEGIN."""
+    """An engine whose SQLite connections are durable, enforce foreign keys and write-lock at BEGIN.
+
+    `make_reading_sessions` has the exception: transactions that only read.
+    """
     engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_immediate)
+        event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
@@ -60,13 +64,29 @@ def _configure_sqlite(connection: SqliteConnection, _record: object) -> None:
     cursor.close()
 
 
-def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin_sqlite(connection: Connection) -> None:
+    """A reader begins without the write lock, and on a connection that refuses to write: only a read that
+    turns into a write could meet a snapshot too old to write on."""
+    reading = connection.get_execution_options().get(_READING, False)
+    if connection.info.get(_READING, False) != reading:
+        connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if reading else 'OFF'}")
+        connection.info[_READING] = reading
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
     """Sessions whose rows stay readable after the edge has committed."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def make_reading_sessions(engine: Engine) -> sessionmaker[Session]:
+    """Sessions that only read: they wait for no writer, hold up none, and see the one state of the ledger
+    at their first statement. A write in one fails on both databases."""
+    if engine.dialect.name == "sqlite":
+        reading = engine.execution_options(**{_READING: True})
+    else:
+        reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return make_sessions(reading)
 
 
 def db_now(session: Session) -> float:

@@ -62,7 +62,7 @@ router = APIRouter(prefix=ROOT, route_class=_Route, include_in_schema=False)
 def list_assistants(
     request: Request, context: Ctx, team_id: Team, after: Annotated[str | None, Query(max_length=128)] = None
 ) -> Response:
-    with context.sessions() as session:
+    with context.reads() as session:
         found = assistants.list_assistants(session, team_id, after, ASSISTANTS_PER_PAGE)
         page = assistants_page(
             overview.overviews(session, found.rows),
@@ -90,7 +90,7 @@ def show_assistant(
     versions_shown: Annotated[str, Query(alias="versions", max_length=3)] = "",
     moved: int | None = None,
 ) -> Response:
-    with context.sessions() as session:
+    with context.reads() as session:
         assistant = assistants.get_assistant(session, team_id, name)
         now = db_now(session)
         [seen] = overview.overviews(session, [assistant])
@@ -124,7 +124,7 @@ def show_version(
     opened: Annotated[str | None, Query(alias="open", max_length=255)] = None,
     items: Annotated[str, Query(max_length=3)] = "",
 ) -> Response:
-    with context.sessions() as session:
+    with context.reads() as session:
         assistant = assistants.get_assistant(session, team_id, name)
         version = versions.get_version(session, assistant, number)
         page = version_page(
@@ -145,7 +145,7 @@ def show_version(
 
 @router.get("/assistants/{name}/updates/{update_id}")
 def show_update(context: Ctx, team_id: Team, name: str, update_id: str) -> Response:
-    with context.sessions() as session:
+    with context.reads() as session:
         assistant = assistants.get_assistant(session, team_id, name)
         update = updates.get_update(session, team_id, update_id)
         if update.assistant_id != assistant.id:
@@ -193,7 +193,7 @@ def _rollback_form(
     request: Request, context: Context, team_id: str, name: str, *, error: RatchetError | None
 ) -> Response:
     token = form_token(request)
-    with context.sessions() as session:
+    with context.reads() as session:
         assistant = assistants.get_assistant(session, team_id, name)
         page = rollback_page(
             assistant.name,

@@ -70,7 +70,7 @@ def put_alias(
     `If-None-Match: *` only creates.
     """
     expected = _expected_revision(if_match, if_none_match)
-    with context.sessions() as session:
+    with context.reads() as session:
         owner = assistants.get_assistant(session, team_id, assistant)
         if if_match == ANY and alias not in [row.name for row in aliases.list_aliases(session, owner)]:
             raise RevisionMismatch(f"There is no alias '{alias}' yet.", param="If-Match")

@@ -65,7 +65,7 @@ def accept_batch(
     media_type: Annotated[str, Depends(_media_type)],
     dry_run: Annotated[bool, Query(description="validate and count, store nothing")] = False,
 ) -> Response:
-    with context.sessions() as session:
+    with context.reads() as session:
         owner = assistants.get_assistant(session, team_id, assistant)
         assistants.get_skill(session, owner, skill)
     # Parsing and counting tokens takes seconds for a large batch: outside of any transaction.

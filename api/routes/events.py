@@ -53,7 +53,7 @@ async def list_events(
 
 
 def _page(context: Context, team_id: str, update_id: str, paging: Paging) -> Response:
-    with context.sessions() as session:
+    with context.reads() as session:
         row = updates.get_update(session, team_id, update_id)
         found = events.list_events(session, row, _seq(paging.after), paging.limit + 1)
     shown = [_event_reply(event) for event in found[: paging.limit]]
@@ -86,7 +86,7 @@ def _next(context: Context, team_id: str, update_id: str, after: int) -> tuple[s
 
     The state is read first: an update that has ended writes no more events.
     """
-    with context.sessions() as session:
+    with context.reads() as session:
         row = updates.get_update(session, team_id, update_id)
         ended = None
         if Status(row.status) in FINISHED:

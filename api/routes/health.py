@@ -47,7 +47,7 @@ def metrics(context: Ctx) -> Response:
 
 def _engine_urls(context: Context) -> dict[str, list[str]]:
     """Urls of the replicas by base model in use."""
-    with context.sessions() as session:
+    with context.reads() as session:
         used = serving.base_models_in_use(session)
         replicas = serving.replicas(session)
     return {name: [one.url for one in replicas if one.base_model == name] for name in used}
