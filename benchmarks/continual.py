@@ -162,7 +162,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--skills", type=names, default=names(SKILLS), help="in the order of the stages")
     parser.add_argument("--stages", type=int, help="run this many stages at most; 0 measures the base alone")
     parser.add_argument("--seeds", type=numbers, default=[0])
-    parser.add_argument("--steps", type=int, help="optimizer steps a stage at most; default: the recipe's")
+    parser.add_argument("--steps", type=int, help="most steps a stage; default: the recipe's")
     parser.add_argument("--eval-rows", type=int, default=60, help="of each skill, evenly spaced")
     parser.add_argument("--general-items", type=int, default=100, help="of each benchmark; 0 for none")
     parser.add_argument(

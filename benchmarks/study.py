@@ -72,10 +72,10 @@ class TrainingFigures(BaseModel):
     teacher_score: float | None
     """Preflight's, on held-out items: before training, without and with a demonstration; None where the
     method has no teacher."""
-    teacher_kl: float
+    teacher_kl: float | None
     rehearsal_kl: float | None
     response_tokens: float
-    """Means over the last ten steps."""
+    """Means over the last ten steps, as the trainer reports them; None where they had no such token."""
 
 
 class StageResult(BaseModel):

@@ -3,7 +3,7 @@
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,14 +93,19 @@ def training_figures(folder: Path) -> TrainingFigures:
     lines = [StepLine.model_validate_json(line) for line in (folder / STEPS_FILE).read_text().splitlines()]
     steps = list({line.step: line for line in lines}.values())
     last = sorted(steps, key=lambda line: line.step)[-LAST_STEPS:]
-    rehearsal = [line.rehearsal_kl for line in last if line.rehearsal_kl is not None]
     preflight = json.loads((folder / PREFLIGHT_FILE).read_text())
     return TrainingFigures(
         steps=len(steps),
         seconds=sum(line.rollout_seconds + line.teacher_seconds + line.student_seconds for line in steps),
         student_score=preflight["student_score"],
         teacher_score=preflight["teacher_score"],
-        teacher_kl=sum(line.teacher_kl for line in last) / len(last),
-        rehearsal_kl=sum(rehearsal) / len(rehearsal) if rehearsal else None,
+        teacher_kl=_mean(line.teacher_kl for line in last),
+        rehearsal_kl=_mean(line.rehearsal_kl for line in last),
         response_tokens=sum(line.response_tokens for line in last) / len(last),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that there are."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None

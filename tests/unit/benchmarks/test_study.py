@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.continual import ARMS
 from benchmarks.study import Arm, Study, StudySettings, load_arms
+from domain.recipe import Recipe
 from tests.unit.benchmarks.builders import line
 
 SETTINGS = StudySettings(
@@ -79,3 +81,14 @@ def test_only_the_arms_asked_for_must_validate(tmp_path: Path) -> None:
     file = arms_file(tmp_path, {"x": {"role": "sft"}, "y": {"role": "sft", "changes": {"unknown": 1}}})
 
     assert list(load_arms(file, ["x"])) == ["x"]
+
+
+def test_every_arm_that_comes_along_is_a_recipe() -> None:
+    arms = load_arms(ARMS, None)
+
+    assert arms["sdft"].recipe(0, None) == Recipe.small_model().model_copy(update={"on_small_gap": "train"})
+    roles = {arm.role for arm in arms.values()}
+    assert roles == {"sdft", "sft", "sft_rehearsal", "control", "ablation"}
+    # Whoever says that rehearsal did it finds supervised arms with the same share.
+    shares = {arm.recipe(0, None).rehearsal_share for arm in arms.values() if arm.role == "sft_rehearsal"}
+    assert shares == {Recipe.small_model().rehearsal_share}
