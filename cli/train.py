@@ -217,7 +217,8 @@ def _summary(record: TrainingRecord, out: Path) -> Table:
             "steps": f"{record.steps} in {record.seconds:.0f} s",
             "last step": f"loss {last.loss:.4f}, {last.response_tokens:.1f} tokens a sample, "
             f"gradient norm {last.grad_norm:.3g}",
+            "held out": None if record.early_stop is None else describe(record.early_stop),
             "before": record.preflight.summary(),
         },
-        ("trained", "method", "demonstrations", "steps", "last step", "before"),
+        ("trained", "method", "demonstrations", "steps", "last step", "held out", "before"),
     )

@@ -99,4 +99,4 @@ def _failure(status: int, log_file: Path) -> str:
         )
     how = f"signal {-status}" if status < 0 else f"status {status}"
     tail = log_file.read_bytes()[-TAIL_CHARACTERS:].decode(errors="replace").strip()
-    return f"the trainer ended with {how}. End of {log_file}:\n{tail}"
+    return f"the trainer ended with {how}. End of its log:\n{tail}"

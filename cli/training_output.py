@@ -23,6 +23,7 @@ from domain.training import (
     TRAINER_LINE,
     CheckpointLine,
     DoneLine,
+    HoldoutLine,
     PreflightLine,
     StepLine,
     TrainerLine,
@@ -51,6 +52,8 @@ class TrainingRecord(BaseModel):
     """Of training alone, over all its parts."""
     metrics: StepLine
     """Of the last step."""
+    early_stop: HoldoutLine | None
+    """The last score on held-out items, where the recipe stops early: the best step's weights are saved."""
     preflight: PreflightReport
 
 
@@ -130,6 +133,7 @@ class OutputFolder:
         lines = self.lines()
         done = next(line for line in reversed(lines) if isinstance(line, DoneLine))
         last = next(line for line in reversed(lines) if isinstance(line, StepLine))
+        scored = [line for line in lines if isinstance(line, HoldoutLine)]
         report = next(line for line in lines if isinstance(line, PreflightLine))
         record = TrainingRecord(
             base_model=self.job.base_model,
@@ -143,6 +147,7 @@ class OutputFolder:
             steps=done.steps,
             seconds=done.seconds,
             metrics=last,
+            early_stop=scored[-1] if scored else None,
             preflight=PreflightReport(**report.model_dump(exclude={"type"})),
         )
         for file in Path(self.job.output_dir).iterdir():
@@ -169,7 +174,7 @@ class OutputFolder:
         kept = [
             line
             for line in self.lines()
-            if not isinstance(line, StepLine | CheckpointLine) or line.step <= step
+            if not isinstance(line, StepLine | HoldoutLine | CheckpointLine) or line.step <= step
         ]
         staged = self._metrics.with_suffix(".partial")
         staged.write_text("".join(line.model_dump_json() + "\n" for line in kept), encoding="utf-8")

@@ -22,5 +22,5 @@ def preflight(job: TrainingJob) -> PreflightReport:
     report = run.examine()
     if report.errors:
         return report
-    cost = estimate_cost(job, model, run, report)
+    cost = estimate_cost(job, model, run.material, report)
     return report.model_copy(update={"cost": cost, "findings": [*report.findings, *memory_findings(cost)]})

@@ -13,7 +13,7 @@ from domain.skill import Grader
 from domain.training import TrainingJob
 from trainer.contexts import Lesson
 from trainer.model import Model
-from trainer.preflight_gap import WITHOUT_TEACHER, gap_findings, measure_gap
+from trainer.preflight_gap import gap_findings, has_teacher, measure_gap
 from trainer.teacher import Teacher
 
 PLACES_IN_A_REFUSAL = 3
@@ -98,7 +98,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _longest_read(lesson: Lesson, recipe: Recipe) -> list[int]:
-    return lesson.prompt if recipe.method in WITHOUT_TEACHER else lesson.teacher_prompt
+    return lesson.teacher_prompt if has_teacher(recipe) else lesson.prompt
 
 
 def _numbered(lessons: Sequence[Lesson]) -> Iterator[tuple[int, Lesson]]:

@@ -1,27 +1,27 @@
 """What a training will take: a few real steps on an excerpt of the job, extrapolated to its schedule.
 
 Seconds are the probe's per token, times the schedule's tokens; of sampling, the probe's per decoded token,
-times the rounds. What the schedule does not hold is not counted: checkpoints, measurements between steps.
-Memory is the largest of what a step on the longest demonstrations, a step as planned and everything before
-them took, plus what grows later.
+times the rounds. What stands between steps is not counted: checkpoints, early stopping, the KL to the base.
+Memory is the most that anything took up to the end of the probe, plus what grows later.
 """
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import AutoConfig
 
 from domain.preflight import Cost, Finding, PreflightReport
 from domain.recipe import Recipe
 from domain.training import StepLine, TrainerLine, TrainingJob
-from trainer.batches import Schedule
-from trainer.contexts import Lesson, chat_tokens
+from trainer.contexts import Lesson
+from trainer.material import Material
 from trainer.memory import available_bytes, peak_bytes, reset_peak, used_bytes
+from trainer.methods import plan_of
 from trainer.model import Model, compute_dtype
 from trainer.packing import BATCH_TOKENS
-from trainer.preflight_gap import WITHOUT_TEACHER
+from trainer.preflight_work import AnswerLengths, decoding_steps, expected_lengths, work_of
 from trainer.rollout import MAX_ROWS
 from trainer.run import Run
 from trainer.teacher import OWN_STATES_BYTES
@@ -33,97 +33,36 @@ PROBE_NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens of everything that a schedule's indices point at, and of the answers that are sampled."""
-
-    prompts: list[int]
-    teacher_prompts: list[int]
-    responses: list[int]
-    rehearsal: list[int]
-    answer: float
-    """Mean of a sample on a lesson."""
-    rehearsed: float
-    """Mean of a sample on a rehearsal prompt."""
+class _Probe:
+    material: Material
+    begin_seconds: float
+    line: StepLine
 
 
-@dataclass
-class Work:
-    """Tokens that some steps read, as the passes see them without packing."""
-
-    student: float = 0.0
-    teacher: float = 0.0
-    samples: int = 0
-    _cached: set[int] = field(default_factory=set)
-
-    def add(self, schedule: Schedule, steps: Iterable[int], lengths: Lengths, recipe: Recipe) -> "Work":
-        """Count `steps`. A frozen teacher reads a demonstration's own tokens once in all."""
-        frozen = recipe.teacher in ("parent", "base")
-        taught = recipe.method not in WITHOUT_TEACHER
-        for step in steps:
-            batch = schedule.batch(step)
-            for index in batch.on_policy:
-                self.samples += recipe.rollouts_per_prompt
-                self.student += recipe.rollouts_per_prompt * (lengths.prompts[index] + lengths.answer)
-                if taught:
-                    self.teacher += recipe.rollouts_per_prompt * (
-                        lengths.teacher_prompts[index] + lengths.answer
-                    )
-            for index in batch.off_policy:
-                self.student += lengths.prompts[index] + lengths.responses[index]
-                if taught and not (frozen and index in self._cached):
-                    self.teacher += lengths.teacher_prompts[index] + lengths.responses[index]
-                    self._cached.add(index)
-            for index in batch.rehearsal:
-                self.samples += 1
-                self.student += lengths.rehearsal[index] + lengths.rehearsed
-                self.teacher += lengths.rehearsal[index] + lengths.rehearsed
-        return self
-
-
-def estimate_cost(job: TrainingJob, model: Model, run: Run, report: PreflightReport) -> Cost:
+def estimate_cost(job: TrainingJob, model: Model, material: Material, report: PreflightReport) -> Cost:
     """Run a few steps of excerpts of `job` on `model`, which is spoilt for training by it.
 
-    `run` is the job's own, not begun; `report` has the lengths of the answers where they were measured.
+    `material` is the whole job's; `report` has the lengths of answers where they were measured.
     """
     recipe, began = job.recipe, time.monotonic()
     peak = peak_bytes(model.device)
-    rehearsal = [len(chat_tokens(model.tokenizer, messages)) for messages in job.rehearsal]
-    whole = _lengths(
-        run.material.lessons, rehearsal, _answer_length(report, recipe), recipe.max_rehearsal_tokens
-    )
 
-    # The first steps also warm the libraries up: they are for memory, the ones after them for time.
-    longest = _longest(run.material.lessons, recipe)
+    # This step also warms the libraries up: it is for memory, the one after it for time.
+    longest = _longest(material.lessons, recipe)
     before = used_bytes(model.device)
     reset_peak(model.device)
-    _step(_excerpt(job, longest, _short(recipe, batch_size=len(longest), rehearsal_share=0.0)), model)
+    _probe(_excerpt(job, longest, _short(recipe, batch_size=len(longest), rehearsal_share=0.0)), model)
     activations = peak_bytes(model.device) - before
-    peak = max(peak, before + round(activations * _growth(len(longest), whole, recipe)))
+    peak = max(peak, before + round(activations * _growth(material.lessons, len(longest), recipe)))
 
-    typical = _typical(run.material.lessons)
-    excerpt = _excerpt(job, typical, _short(recipe))
     reset_peak(model.device)
-    probe, line = _step(excerpt, model)
-    peak = max(peak, peak_bytes(model.device) + _later_bytes(job, run, recipe))
+    probe = _probe(_excerpt(job, _typical(material.lessons), _short(recipe)), model)
+    peak = max(peak, peak_bytes(model.device) + _later_bytes(job, material))
 
-    lengths = _lengths(
-        probe.material.lessons,
-        rehearsal,
-        line.response_tokens,
-        min(recipe.max_rehearsal_tokens, PROBE_NEW_TOKENS),
-    )
-    measured = Work().add(probe.material.schedule, range(1), lengths, recipe)
-    planned = Work().add(run.material.schedule, range(run.material.schedule.steps), whole, recipe)
-    rollout = line.rollout_seconds * _decoding(report, recipe) if planned.samples else 0.0
-    rounds = math.ceil(run.material.schedule.steps / recipe.rollout_every)
-    costs = {
-        "rollout_seconds": rollout * rounds,
-        "teacher_seconds": _scaled(line.teacher_seconds, planned.teacher, measured.teacher),
-        "student_seconds": _scaled(line.student_seconds, planned.student, measured.student),
-    }
+    seconds = _seconds(probe, material, recipe, report)
     return Cost(
-        seconds=sum(costs.values()),
-        **costs,
+        seconds=sum(seconds.values()),
+        **seconds,
         probe_seconds=time.monotonic() - began,
         parameter_bytes=model.weight_bytes(),
         peak_bytes=peak,
@@ -150,17 +89,53 @@ def memory_findings(cost: Cost) -> list[Finding]:
     ]
 
 
-def _step(job: TrainingJob, model: Model) -> tuple[Run, StepLine]:
-    """The first step of a job, with its figures."""
+def _probe(job: TrainingJob, model: Model) -> _Probe:
+    """The first step of a job and what comes before it."""
     lines: list[TrainerLine] = []
     run = Run(job, model, lines.append)
+    began = time.monotonic()
+    run.begin()
+    drawn = time.monotonic()
     run.take_step()
-    return run, next(line for line in lines if isinstance(line, StepLine))
+    return _Probe(run.material, drawn - began, next(line for line in lines if isinstance(line, StepLine)))
+
+
+def _seconds(probe: _Probe, material: Material, recipe: Recipe, report: PreflightReport) -> dict[str, float]:
+    """The fields of Cost that are extrapolated."""
+    short, line = _short(recipe), probe.line
+    targets = [len(target.tokens) for target in probe.material.targets or []]
+    probed = AnswerLengths(
+        student=line.response_tokens,
+        teacher=sum(targets) / len(targets) if targets else line.response_tokens,
+        rehearsed=short.max_rehearsal_tokens,
+    )
+    steps = material.schedule.steps
+    measured = work_of(probe.material, recipe, range(1), probed)
+    planned = work_of(material, recipe, range(steps), expected_lengths(report, recipe))
+    rollout = 0.0
+    if planned.samples:
+        decoded, _ = decoding_steps(report, recipe, PROBE_NEW_TOKENS)
+        longest = decoding_steps(report, recipe, recipe.max_new_tokens)
+        rounds = math.ceil(steps / recipe.rollout_every)
+        rollout += line.rollout_seconds * rounds * sum(longest) / 2 / decoded
+    if plan_of(recipe).responses == "teacher":
+        answers = len(material.lessons) / len(probe.material.lessons)
+        length = recipe.max_new_tokens / short.max_new_tokens
+        rollout += probe.begin_seconds * answers * length
+    return {
+        "rollout_seconds": rollout,
+        "teacher_seconds": _scaled(line.teacher_seconds, planned.teacher, measured.teacher),
+        "student_seconds": _scaled(line.student_seconds, planned.student, measured.student),
+    }
+
+
+def _scaled(seconds: float, planned: float, measured: float) -> float:
+    return seconds * planned / measured if measured else 0.0
 
 
 def _short(recipe: Recipe, **changes: object) -> Recipe:
     """The recipe with short answers and without measurements between steps."""
-    short = {
+    short: dict[str, object] = {
         "max_new_tokens": min(recipe.max_new_tokens, PROBE_NEW_TOKENS),
         "max_rehearsal_tokens": min(recipe.max_rehearsal_tokens, PROBE_NEW_TOKENS),
         "early_stop_every": None,
@@ -203,81 +178,35 @@ def _longest(lessons: Sequence[Lesson], recipe: Recipe) -> list[int]:
     return chosen
 
 
-def _lengths(lessons: Sequence[Lesson], rehearsal: list[int], answer: float, rehearsed: float) -> Lengths:
-    return Lengths(
-        prompts=[len(lesson.prompt) for lesson in lessons],
-        teacher_prompts=[len(lesson.teacher_prompt) for lesson in lessons],
-        responses=[len(lesson.response) for lesson in lessons],
-        rehearsal=rehearsal,
-        answer=answer,
-        rehearsed=rehearsed,
-    )
-
-
-def _answer_length(report: PreflightReport, recipe: Recipe) -> float:
-    """Mean tokens of a sample over the training: it begins as the student's and ends as the teacher's."""
-    if report.student_tokens is None:
-        return recipe.max_new_tokens
-    if report.teacher_tokens is None:
-        return report.student_tokens
-    return (report.student_tokens + report.teacher_tokens) / 2
-
-
-def _decoding(report: PreflightReport, recipe: Recipe) -> float:
-    """How many times the probe's decoding steps a round of the training takes: as many as its longest
-    answer has tokens."""
-    short = _short(recipe)
-    sampled = recipe.off_policy_share < 1
-    ends = []
-    for tokens, truncated in (
-        (report.student_tokens, report.student_truncated),
-        (report.teacher_tokens, report.teacher_truncated),
-    ):
-        # Among many rows one is about twice as long as the mean, and where some are cut, one is cut.
-        known = tokens is not None and not truncated
-        ends.append(min(recipe.max_new_tokens, 2 * tokens) if known and tokens else recipe.max_new_tokens)
-    probed = max(
-        min(ends[0], short.max_new_tokens) if sampled else 0,
-        short.max_rehearsal_tokens if recipe.rehearsal_share else 0,
-    )
-    rehearsed = recipe.max_rehearsal_tokens if recipe.rehearsal_share else 0
-    planned = [max(end if sampled else 0, rehearsed) for end in ends]
-    return sum(planned) / len(planned) / probed if probed else 0.0
-
-
-def _scaled(seconds: float, planned: float, measured: float) -> float:
-    return seconds * planned / measured if measured else 0.0
-
-
-def _growth(probed: int, whole: Lengths, recipe: Recipe) -> float:
+def _growth(lessons: Sequence[Lesson], probed: int, recipe: Recipe) -> float:
     """Tokens of the training's largest forward pass with gradients over those of the probe's."""
-    short = _short(recipe)
-    on_policy = recipe.off_policy_share < 1 and recipe.method not in WITHOUT_TEACHER
-
-    def longest_first(limit: int) -> list[int]:
-        answer = limit if on_policy else 0
-        pairs = zip(whole.prompts, whole.responses, strict=True)
-        return sorted((prompt + max(response, answer) for prompt, response in pairs), reverse=True)
-
-    real = longest_first(recipe.max_new_tokens)
-    measured = longest_first(short.max_new_tokens)
-    return max(
-        1.0,
-        min(max(BATCH_TOKENS, real[0]), sum(real[: recipe.batch_size]))
-        / min(max(BATCH_TOKENS, measured[0]), sum(measured[:probed])),
-    )
+    real = _largest_pass(lessons, recipe.batch_size * recipe.rollouts_per_prompt, recipe)
+    return max(1.0, real / _largest_pass(lessons, probed, _short(recipe)))
 
 
-def _later_bytes(job: TrainingJob, run: Run, recipe: Recipe) -> int:
+def _largest_pass(lessons: Sequence[Lesson], sequences: int, recipe: Recipe) -> int:
+    """Tokens of a pass over the longest `sequences`, where all answers are as long as they may be."""
+    samples = plan_of(recipe).responses != "demonstration" and recipe.off_policy_share < 1
+    answer = recipe.max_new_tokens if samples else 0
+    sizes = [len(lesson.prompt) + max(len(lesson.response), answer) for lesson in lessons]
+    sizes.sort(reverse=True)
+    repeated = math.ceil(sequences / len(sizes)) * sizes
+    return min(max(BATCH_TOKENS, sizes[0]), sum(sorted(repeated, reverse=True)[:sequences]))
+
+
+def _later_bytes(job: TrainingJob, material: Material) -> int:
     """What grows after the probe: keys and values of longer answers, a frozen teacher's kept states."""
+    recipe = job.recipe
     config = AutoConfig.from_pretrained(job.base_path).get_text_config()
     bytes_each = compute_dtype().itemsize
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rows = min(MAX_ROWS, recipe.rollout_every * recipe.batch_size * recipe.rollouts_per_prompt)
-    longer = recipe.max_new_tokens - min(recipe.max_new_tokens, PROBE_NEW_TOKENS)
+    longer = recipe.max_new_tokens - _short(recipe).max_new_tokens
+    if plan_of(recipe).responses not in ("student", "teacher"):
+        longer = recipe.max_rehearsal_tokens - _short(recipe).max_rehearsal_tokens
     cache = rows * longer * config.num_hidden_layers * 2 * heads * width * bytes_each
-    if recipe.teacher not in ("parent", "base") or recipe.method in WITHOUT_TEACHER:
+    if plan_of(recipe).loss != "divergence" or recipe.teacher not in ("parent", "base"):
         return cache
-    kept = sum(len(lesson.response) for lesson in run.material.lessons) * config.hidden_size * bytes_each
+    kept = sum(len(lesson.response) for lesson in material.lessons) * config.hidden_size * bytes_each
     return cache + min(kept, OWN_STATES_BYTES)

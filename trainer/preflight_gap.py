@@ -12,6 +12,7 @@ from domain.preflight import Finding
 from domain.recipe import Recipe
 from domain.skill import Grader
 from trainer.contexts import Lesson
+from trainer.methods import plan_of
 from trainer.model import Model, Role
 from trainer.rollout import GREEDY, sample
 
@@ -76,7 +77,7 @@ def measure_gap(
     """
     items = _measured(holdout)
     student = student_answers(model, recipe, holdout)
-    if recipe.method in WITHOUT_TEACHER:
+    if not has_teacher(recipe):
         return Gap(student, None)
     prompts = [lesson.teacher_prompt for _, lesson in items]
     return Gap(student, _answers(model, teacher, items, prompts, recipe))
@@ -93,8 +94,10 @@ def _measured(holdout: Sequence[tuple[Grader, Lesson]]) -> list[tuple[Grader, Le
     return list(holdout[::stride][:MEASURED_ITEMS])
 
 
-WITHOUT_TEACHER = frozenset({"sft", "dft", "cpt", "sft_reinvoke"})
-"""Methods that train on given tokens and show a demonstration to nobody."""
+def has_teacher(recipe: Recipe) -> bool:
+    """Whether the method shows demonstrations to anybody."""
+    plan = plan_of(recipe)
+    return plan.loss == "divergence" or plan.responses == "teacher"
 
 
 def gap_findings(
