@@ -1,11 +1,14 @@
 """What `ratchet train` reads before any trainer starts, what its folder keeps, and what people are told."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from cli.errors import CliError
@@ -14,7 +17,8 @@ from cli.preflight_report import render
 from cli.training_inputs import Inputs, Options, read_inputs
 from cli.training_output import OutputFolder
 from domain.demonstration import is_held_out, parse_jsonl
-from domain.preflight import Cost, Finding, Place, PreflightReport
+from domain.preflight import Cost, Finding, FindingCode, Place, PreflightReport
+from domain.recipe import Method
 from domain.training import CheckpointLine, DoneLine, PreflightLine, StepLine, TrainerLine
 
 
@@ -294,3 +298,16 @@ def test_the_report_gives_scores_lengths_and_cost(inputs: Inputs) -> None:
     assert "Clean." in text
     blind = report.model_copy(update={"items": 0, "student_score": None, "cost": None})
     assert "Greedy answers" not in told(blind, inputs)
+
+
+def test_the_page_names_every_option_finding_and_method() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "train.md").read_text()
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.M)
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    commands = [group.commands["train"], group.commands["preflight"]]
+    options = {name for one in commands for option in one.params for name in option.opts}
+    assert options - {"--out"} == {name for name in named if name.startswith("--")}
+    assert set(get_args(FindingCode)) <= named
+    assert all(f"`{method}`" in page for method in get_args(Method))
