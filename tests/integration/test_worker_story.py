@@ -139,6 +139,20 @@ def test_publish_hold_keeps_a_passing_version_back(stack: Stack, desk: Desk) -> 
     assert len(stack.versions()) == 1
 
 
+def test_preflights_warnings_are_events_and_stop_nothing(stack: Stack, desk: Desk) -> None:
+    stack.plan(warn="50 demonstrations contradict earlier ones.")
+    update = desk.run(stack.teach(stack.assistant(), "route"))
+    assert update.status == "succeeded"
+    events = stack.events(update.id)
+    (report,) = [event for event in events if "findings" in event.data]
+    assert report.message == "Preflight: student 0.00, teacher 0.75 on 4 held-out items; 4 steps."
+    # An event is read by people: it names some of the fifty.
+    assert [place["number"] for place in report.data["findings"][0]["places"]] == list(range(1, 21))
+    (warning,) = [event for event in events if event.level == "warning"]
+    assert warning.message == "50 demonstrations contradict earlier ones. Keep one."
+    assert report.seq + 1 == warning.seq
+
+
 def test_a_refused_preflight_fails_the_update_with_its_reason(stack: Stack, desk: Desk) -> None:
     stack.plan(refuse="the teacher is no better than the student")
     update = desk.run(stack.teach(stack.assistant(), "route"))

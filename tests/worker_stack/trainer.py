@@ -3,7 +3,7 @@
 It reads the same job file and keeps the same promises: resumes from its newest checkpoint, answers
 SIGTERM with a checkpoint and status 75, dies with its worker, and writes a LoRA adapter for the job's base
 model. What it should do on the way is said by PLAN.json beside it in $STANDIN_DIR: `steps`, `step_seconds`,
-`checkpoint_every`, and optionally `refuse`, `crash_at`, `kill_self_at`, `print_noise`, `learn`
+`checkpoint_every`, and optionally `refuse`, `warn`, `crash_at`, `kill_self_at`, `print_noise`, `learn`
 (false: the adapter knows only what its parent knew).
 Each start appends its process id to $STANDIN_DIR/pids, each step its number to $STANDIN_DIR/steps.
 """
@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+from domain.preflight import Finding, Place
 from domain.training import CheckpointLine, DoneLine, PreflightLine, RefusedLine, StepLine, TrainingJob
 
 HOME = Path(os.environ["STANDIN_DIR"])
@@ -56,6 +57,19 @@ def knowledge(job, plan):
         return known
     taught = [item for skill in job.skills for item in [*skill.train, *skill.holdout]]
     return known | {item.messages[-1].content: item.answer for item in taught}
+
+
+def warning(message):
+    """Fifty demonstrations that contradict earlier ones."""
+    return Finding(
+        code="label_conflict",
+        severity="warning",
+        message=message,
+        why="Both are taught.",
+        mend="Keep one.",
+        param="demonstrations",
+        places=[Place(skill="route", split="train", number=n, detail=f"question {n}") for n in range(1, 51)],
+    )
 
 
 def write_adapter(job, plan):
@@ -111,6 +125,7 @@ def main():
                 gap=0.75,
                 longest_prompt_tokens=64,
                 steps=steps,
+                findings=[warning(plan["warn"])] if "warn" in plan else [],
             )
         )
     for step in range(began + 1, steps + 1):
