@@ -27,7 +27,7 @@ from benchmarks.skill_data import evenly_spaced, load_skill
 from benchmarks.study import BASE, Arm, Study, StudySettings, load_arms
 from benchmarks.teaching import VERSION, Subject, teach, training_figures
 from benchmarks.version_measure import Examiner, Version
-from domain.errors import RatchetError
+from domain.errors import RatchetError, TrainingRefused
 from domain.settings import Settings
 from evaluation.benchmarks import Benchmark, load_general, load_ordinary
 from trainer.run import Interrupted
@@ -55,18 +55,22 @@ class Stop:
 
 def run(
     study: Study, subject: Subject, arms: dict[str, Arm], seeds: list[int], stages: int, stop: Stop
-) -> None:
-    """Every missing stage up to `stages`, seed by seed, stage by stage, arm by arm, until `stop`."""
+) -> list[str]:
+    """Every missing stage up to `stages`, seed by seed, stage by stage, arm by arm, until `stop`.
+
+    Returns a line for each arm that was refused a training: it goes no further, the others do.
+    """
     examiner = Examiner(subject, study.settings.pass_items)
     if (BASE, 0, 0) not in study.results and not stop():
         result = examiner.measure(Version(BASE, 0, 0, None), None, None)
         study.append(result)
         say(BASE, f"measured in {sum(result.seconds.values()):.0f} s")
     planned = [(seed, stage, name) for seed in seeds for stage in range(1, stages + 1) for name in arms]
+    refused: dict[str, str] = {}
     for seed, stage, name in planned:
         if stop():
-            return
-        if (name, seed, stage) in study.results:
+            break
+        if (name, seed, stage) in study.results or name in refused:
             continue
         folder = study.stage_folder(name, seed, stage)
         parent = study.stage_folder(name, seed, stage - 1) / VERSION if stage > 1 else None
@@ -82,11 +86,16 @@ def run(
                 progress=partial(say, label),
             )
         except Interrupted:
-            return
+            break
+        except TrainingRefused as error:
+            refused[name] = f"{label}: {error.message}"
+            say(label, error.message)
+            continue
         result = examiner.measure(Version(name, seed, stage, files), arms[name], training_figures(folder))
         study.append(result)
         scores = {skill: round(sum(s.values()) / len(s), 3) for skill, s in result.skills.items()}
         say(label, f"{scores}, measured in {sum(result.seconds.values()):.0f} s")
+    return list(refused.values())
 
 
 def say(where: str, text: str) -> None:
@@ -129,7 +138,7 @@ def main() -> None:
             ordinary=load_ordinary(None),
         )
         stages = len(options.skills) if options.stages is None else options.stages
-        run(study, subject, arms, options.seeds, stages, Stop(options.budget_minutes))
+        refused = run(study, subject, arms, options.seeds, stages, Stop(options.budget_minutes))
     except (RatchetError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     clusters = {item: cluster for skill in subject.skills for item, cluster in skill.clusters.items()}
@@ -139,6 +148,8 @@ def main() -> None:
         print(json.dumps(summary(figures)))
     else:
         print(report.read_text())
+    if refused:
+        sys.exit("error: refused:\n" + "\n".join(refused))
 
 
 def _options() -> argparse.Namespace:

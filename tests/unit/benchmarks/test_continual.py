@@ -146,6 +146,17 @@ def test_a_stopped_study_ends_as_an_unstopped_one(
     assert not (stage / "checkpoints").exists()
 
 
+def test_a_refused_arm_does_not_stop_the_others(command: Command, tmp_path: Path) -> None:
+    """4096 tokens for an answer don't fit the tiny model's window of 512."""
+    folder, arms = tmp_path / "study", tmp_path / "arms.json"
+    arms.write_text(json.dumps({"long": {"role": "sdft", "changes": {"max_new_tokens": 4096}}, **RUNS}))
+
+    with pytest.raises(SystemExit, match=r"refused:\nlong, seed 0, stage 1 \(sort\): .*512"):
+        command(folder, "--arms-file", str(arms), "--arms", "long,lost", "--stages", "1")
+    assert lines(folder) == [("base", 0), ("lost", 1)]
+    assert (folder / "report.md").exists()
+
+
 def test_no_budget_only_reports(command: Command, tmp_path: Path) -> None:
     last = command(tmp_path / "study", "--budget-minutes", "0")
 
