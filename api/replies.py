@@ -31,6 +31,7 @@ class AliasReply(Listed):
 class AssistantReply(Listed):
     object: Literal["assistant"] = "assistant"
     name: str
+    description: str
     base_model: str
     parameter_count: int
     context_window: int

@@ -1,5 +1,7 @@
 """Aliases: movable names for versions, each move compare-and-set, with append-only history."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -25,6 +27,14 @@ def get_alias(session: Session, assistant: Assistant, name: str) -> Alias:
 
 def list_aliases(session: Session, assistant: Assistant) -> list[Alias]:
     return list(session.scalars(select(Alias).where(Alias.assistant_id == assistant.id).order_by(Alias.id)))
+
+
+def aliases_of(session: Session, assistants: Sequence[Assistant]) -> dict[str, list[Alias]]:
+    """By assistant id, in order of creation."""
+    found: dict[str, list[Alias]] = {assistant.id: [] for assistant in assistants}
+    for alias in session.scalars(select(Alias).where(Alias.assistant_id.in_(found)).order_by(Alias.id)):
+        found[alias.assistant_id].append(alias)
+    return found
 
 
 def locked_alias(session: Session, assistant: Assistant, name: str) -> Alias:

@@ -26,6 +26,7 @@ def create_assistant(
     parameter_count: int,
     context_window: int,
     actor: str,
+    description: str = "",
 ) -> Assistant:
     """An assistant whose champion is v0, the bare base model.
 
@@ -36,6 +37,7 @@ def create_assistant(
         id=new_id("asst"),
         team_id=team_id,
         name=name,
+        description=description,
         base_model=base_model,
         parameter_count=parameter_count,
         context_window=context_window,
@@ -94,6 +96,44 @@ def list_assistants(session: Session, team_id: str, after: str | None, limit: in
     )
 
 
+def update_assistant(
+    session: Session,
+    assistant: Assistant,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    actor: str,
+) -> Assistant:
+    """Change what is given. Under a new name it answers at once; the old one is then unknown.
+
+    Raises AlreadyExists(param="name").
+    """
+    assistant = session.scalars(
+        select(Assistant)
+        .where(Assistant.id == assistant.id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).one()
+    changes: dict[str, object] = {}
+    if name is not None and name != assistant.name:
+        changes["name"] = name
+    if description is not None and description != assistant.description:
+        changes["description"] = assistant.description = description
+    if changes:
+        with _unique_name(session, f"There is already an assistant named '{name}'."):
+            assistant.name = assistant.name if name is None else name
+            session.flush()
+        audit.record(
+            session,
+            team_id=assistant.team_id,
+            actor=actor,
+            action="assistant.update",
+            object_id=assistant.id,
+            data=changes,
+        )
+    return assistant
+
+
 def create_skill(
     session: Session,
     assistant: Assistant,
@@ -150,6 +190,12 @@ def list_skills(session: Session, assistant: Assistant, after: str | None, limit
         after=after,
         limit=limit,
     )
+
+
+def skill_names(session: Session, assistant: Assistant) -> list[str]:
+    """In order of creation."""
+    names = select(Skill.name).where(Skill.assistant_id == assistant.id)
+    return list(session.scalars(names.order_by(Skill.created_at, Skill.id)))
 
 
 def update_skill(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select
+from sqlalchemy import ColumnElement, Select, and_, insert, or_, select
 from sqlalchemy.orm import Session
 
 from domain.demonstration import Demonstration, Message, Split, is_held_out
@@ -54,9 +54,12 @@ def accept_batch(
     if not demonstrations:
         raise InvalidInput("The batch is empty.", param="demonstrations")
     # One batch of a skill at a time: the look-up of known hashes below must not race another insert.
-    holdout_fraction = session.execute(
-        select(Skill.holdout_fraction).where(Skill.id == skill.id).with_for_update(key_share=True)
-    ).scalar_one()
+    skill = session.scalars(
+        select(Skill)
+        .where(Skill.id == skill.id)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).one()
     by_hash: dict[str, Demonstration] = {}
     for demonstration in demonstrations:
         by_hash.setdefault(demonstration.content_hash(), demonstration)
@@ -80,7 +83,7 @@ def accept_batch(
             "assistant_id": assistant.id,
             "skill_id": skill.id,
             "batch_id": batch.id,
-            "split": "holdout" if is_held_out(new.prompt_hash(), holdout_fraction) else "train",
+            "split": "holdout" if is_held_out(new.prompt_hash(), skill.holdout_fraction) else "train",
             "content_hash": content_hash,
             "body": new.model_dump(mode="json"),
             "created_at": now,
@@ -90,6 +93,8 @@ def accept_batch(
     if rows:
         session.execute(insert(DemonstrationRow), rows)
     holdout = sum(row["split"] == "holdout" for row in rows)
+    skill.train_demonstrations += len(rows) - holdout
+    skill.holdout_demonstrations += holdout
     audit.record(
         session,
         team_id=assistant.team_id,
@@ -117,16 +122,6 @@ def list_demonstrations(
     return read_page(
         session, rows, key=DemonstrationRow.id, order=[DemonstrationRow.seq], after=after, limit=limit
     )
-
-
-def count_by_split(session: Session, skill: Skill) -> dict[str, int]:
-    """`{"train": n, "holdout": n}`, both always there."""
-    counted = session.execute(
-        select(DemonstrationRow.split, func.count())
-        .where(DemonstrationRow.skill_id == skill.id)
-        .group_by(DemonstrationRow.split)
-    )
-    return {"train": 0, "holdout": 0} | {split: count for split, count in counted}
 
 
 def holdout_items(session: Session, skill: Skill) -> list[DemonstrationRow]:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session, aliased
 
+from domain.errors import NotFound
 from domain.ids import new_id
 from domain.measurement import ItemScore, Measurement, SuiteKind
+from registry.paging import Page, read_page
 from registry.session import db_now
 from registry.tables import Assistant, MeasurementItem, MeasurementRow, Update, Version
 from registry.upsert import upsert
@@ -66,7 +68,7 @@ def save_measurement(session: Session, version: Version, measurement: Measuremen
     upsert(
         session,
         MeasurementItem,
-        [{"measurement_id": row.id, **_storable(item)} for item in measurement.items],
+        [{"measurement_id": row.id, "team_id": row.team_id, **_storable(item)} for item in measurement.items],
         keys=["measurement_id", "item"],
     )
     return row
@@ -95,6 +97,35 @@ def list_measurements(session: Session, version: Version) -> list[MeasurementRow
             .order_by(MeasurementRow.kind.desc(), MeasurementRow.suite)
         )
     )
+
+
+def page_measurements(
+    session: Session, assistant: Assistant, version: Version | None, after: str | None, limit: int
+) -> Page[MeasurementRow]:
+    """Of one version or of all, by version number, skills before general benchmarks, each by name."""
+    rows = select(MeasurementRow).join(Version, Version.id == MeasurementRow.version_id)
+    rows = rows.where(MeasurementRow.assistant_id == assistant.id)
+    if version is not None:
+        rows = rows.where(MeasurementRow.version_id == version.id)
+    skills_first = case((MeasurementRow.kind == "skill", 0), else_=1)
+    return read_page(
+        session,
+        rows,
+        key=MeasurementRow.id,
+        order=[Version.number, skills_first, MeasurementRow.suite],
+        after=after,
+        limit=limit,
+    )
+
+
+def get_measurement(session: Session, assistant: Assistant, id: str) -> MeasurementRow:
+    """Raises NotFound."""
+    found = session.scalars(
+        select(MeasurementRow).where(MeasurementRow.assistant_id == assistant.id, MeasurementRow.id == id)
+    ).one_or_none()
+    if found is None:
+        raise NotFound(f"'{assistant.name}' has no measurement '{id}'.", param="measurement")
+    return found
 
 
 def items_of(session: Session, measurement: MeasurementRow) -> list[ItemScore]:

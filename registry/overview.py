@@ -96,14 +96,6 @@ class SkillOverview:
 
 def skill_overviews(session: Session, assistant: Assistant) -> list[SkillOverview]:
     """In order of creation."""
-    counts: dict[tuple[str, str], int] = {}
-    of_assistant = select(DemonstrationRow.skill_id, DemonstrationRow.split, func.count()).where(
-        DemonstrationRow.assistant_id == assistant.id
-    )
-    for skill_id, split, count in session.execute(
-        of_assistant.group_by(DemonstrationRow.skill_id, DemonstrationRow.split)
-    ):
-        counts[skill_id, split] = count
     new = dict(
         session.execute(
             select(DemonstrationRow.skill_id, func.count())
@@ -115,8 +107,8 @@ def skill_overviews(session: Session, assistant: Assistant) -> list[SkillOvervie
     return [
         SkillOverview(
             skill=skill,
-            train=counts.get((skill.id, "train"), 0),
-            holdout=counts.get((skill.id, "holdout"), 0),
+            train=skill.train_demonstrations,
+            holdout=skill.holdout_demonstrations,
             untaught=new.get(skill.id, 0),
         )
         for skill in session.scalars(skills)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, SQLColumnExpression, tuple_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from domain.errors import InvalidInput
@@ -23,7 +23,7 @@ def read_page(
     rows: Select[Row],
     *,
     key: InstrumentedAttribute[str],
-    order: Sequence[InstrumentedAttribute[Any]],
+    order: Sequence[SQLColumnExpression[Any]],
     after: str | None,
     limit: int,
     newest_first: bool = False,

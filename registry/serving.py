@@ -78,6 +78,7 @@ def record_serving(
 ) -> None:
     """`version_id` answers for the alias; `error` says why the wanted one does not, if it does not."""
     row = {
+        "team_id": session.get_one(Assistant, assistant_id).team_id,
         "assistant_id": assistant_id,
         "alias": alias,
         "version_id": version_id,
@@ -90,6 +91,12 @@ def record_serving(
 def serving_state(session: Session, assistant_id: str, alias: str) -> ServingState | None:
     """None until the swap controller has first seen the alias."""
     return session.get(ServingState, (assistant_id, alias), populate_existing=True)
+
+
+def serving_states(session: Session, assistant: Assistant) -> dict[str, ServingState]:
+    """By alias; without those that the swap controller has not seen yet."""
+    states = session.scalars(select(ServingState).where(ServingState.assistant_id == assistant.id))
+    return {state.alias: state for state in states}
 
 
 def _versions(alias: ColumnElement[str]) -> Select[*tuple[Any, ...]]:

@@ -9,6 +9,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    Constraint,
     Float,
     ForeignKey,
     ForeignKeyConstraint,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     text,
@@ -26,13 +28,34 @@ BigId = BigInteger().with_variant(Integer, "sqlite")
 """Autoincrementing key on both databases."""
 
 
+def _team_key(column: str, target: str) -> ForeignKeyConstraint:
+    """A reference within the team: one to another team's row is refused by the database itself."""
+    return ForeignKeyConstraint(["team_id", column], [f"{target}.team_id", f"{target}.id"])
+
+
+def _own_key(column: str, target: str, *, cycle: bool = False) -> ForeignKeyConstraint:
+    """A reference within the assistant. `cycle`: the two tables refer to each other."""
+    return ForeignKeyConstraint(
+        ["team_id", "assistant_id", column],
+        [f"{target}.team_id", f"{target}.assistant_id", f"{target}.id"],
+        use_alter=cycle,
+    )
+
+
+def _reference(key: Constraint, _table: Table) -> str:
+    """All columns of a longer key would not fit into PostgreSQL's 63 characters."""
+    assert isinstance(key, ForeignKeyConstraint)
+    return "_".join(key.column_keys if len(key.column_keys) < 3 else key.column_keys[-1:])
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",
             "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "fk": "fk_%(table_name)s_%(reference)s_%(referred_table_name)s",
+            "reference": _reference,
             "pk": "pk_%(table_name)s",
         }
     )
@@ -52,6 +75,7 @@ class Assistant(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
     name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default="", server_default="")
     base_model: Mapped[str] = mapped_column(Text)
     parameter_count: Mapped[int] = mapped_column(BigInteger)
     context_window: Mapped[int]
@@ -65,7 +89,8 @@ class Skill(Base):
     __table_args__ = (
         UniqueConstraint("assistant_id", "name"),
         UniqueConstraint("team_id", "id"),
-        ForeignKeyConstraint(["team_id", "assistant_id"], ["assistants.team_id", "assistants.id"]),
+        UniqueConstraint("team_id", "assistant_id", "id"),
+        _team_key("assistant_id", "assistants"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     team_id: Mapped[str]
@@ -74,13 +99,17 @@ class Skill(Base):
     description: Mapped[str] = mapped_column(Text, default="")
     grader: Mapped[dict[str, Any]]
     holdout_fraction: Mapped[float] = mapped_column(Float, default=0.2)
+    train_demonstrations: Mapped[int] = mapped_column(default=0, server_default="0")
+    holdout_demonstrations: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Stored ones by split, counted as they are accepted: counting a million takes a second."""
     created_at: Mapped[float]
 
 
 class Batch(Base):
     __tablename__ = "batches"
     __table_args__ = (
-        ForeignKeyConstraint(["team_id", "skill_id"], ["skills.team_id", "skills.id"]),
+        _team_key("skill_id", "skills"),
+        UniqueConstraint("team_id", "skill_id", "id"),
         Index(None, "skill_id"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -94,8 +123,12 @@ class Batch(Base):
 class DemonstrationRow(Base):
     __tablename__ = "demonstrations"
     __table_args__ = (
-        ForeignKeyConstraint(["team_id", "skill_id"], ["skills.team_id", "skills.id"]),
+        _own_key("skill_id", "skills"),
+        ForeignKeyConstraint(
+            ["team_id", "skill_id", "batch_id"], ["batches.team_id", "batches.skill_id", "batches.id"]
+        ),
         UniqueConstraint("skill_id", "content_hash"),
+        UniqueConstraint("team_id", "assistant_id", "id"),
         CheckConstraint("split in ('train', 'holdout')", name="split"),
         Index(None, "assistant_id", "split"),
         Index(None, "batch_id"),
@@ -106,7 +139,7 @@ class DemonstrationRow(Base):
     team_id: Mapped[str]
     assistant_id: Mapped[str]
     skill_id: Mapped[str]
-    batch_id: Mapped[str] = mapped_column(ForeignKey("batches.id"))
+    batch_id: Mapped[str]
     split: Mapped[str]
     content_hash: Mapped[str]
     body: Mapped[dict[str, Any]]
@@ -118,8 +151,10 @@ class Version(Base):
     __tablename__ = "versions"
     __table_args__ = (
         UniqueConstraint("assistant_id", "number"),
-        UniqueConstraint("assistant_id", "id"),
-        ForeignKeyConstraint(["team_id", "assistant_id"], ["assistants.team_id", "assistants.id"]),
+        UniqueConstraint("team_id", "assistant_id", "id"),
+        _team_key("assistant_id", "assistants"),
+        _own_key("parent_id", "versions"),
+        _own_key("update_id", "updates", cycle=True),
         CheckConstraint("kind in ('base', 'adapter', 'full')", name="kind"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -127,7 +162,7 @@ class Version(Base):
     assistant_id: Mapped[str]
     number: Mapped[int]
     kind: Mapped[str]
-    parent_id: Mapped[str | None] = mapped_column(ForeignKey("versions.id"))
+    parent_id: Mapped[str | None]
     update_id: Mapped[str | None] = mapped_column(unique=True)
     """The update that made it; null for v0."""
     served_name: Mapped[str] = mapped_column(Text)
@@ -144,8 +179,11 @@ class Version(Base):
 class Update(Base):
     __tablename__ = "updates"
     __table_args__ = (
-        ForeignKeyConstraint(["team_id", "assistant_id"], ["assistants.team_id", "assistants.id"]),
-        ForeignKeyConstraint(["parent_version_id"], ["versions.id"]),
+        UniqueConstraint("team_id", "id"),
+        UniqueConstraint("team_id", "assistant_id", "id"),
+        _team_key("assistant_id", "assistants"),
+        _own_key("parent_version_id", "versions"),
+        _own_key("version_id", "versions"),
         CheckConstraint(
             "status in ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="status"
         ),
@@ -189,17 +227,23 @@ class Update(Base):
 
 class UpdateDemonstration(Base):
     __tablename__ = "update_demonstrations"
-    __table_args__ = (Index(None, "demonstration_id"),)
-    update_id: Mapped[str] = mapped_column(ForeignKey("updates.id"), primary_key=True)
-    demonstration_id: Mapped[str] = mapped_column(ForeignKey("demonstrations.id"), primary_key=True)
+    __table_args__ = (
+        _own_key("update_id", "updates"),
+        _own_key("demonstration_id", "demonstrations"),
+        Index(None, "demonstration_id"),
+    )
+    update_id: Mapped[str] = mapped_column(primary_key=True)
+    demonstration_id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    assistant_id: Mapped[str]
 
 
 class Event(Base):
     __tablename__ = "events"
-    __table_args__ = (UniqueConstraint("update_id", "seq"),)
+    __table_args__ = (_team_key("update_id", "updates"), UniqueConstraint("update_id", "seq"))
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     team_id: Mapped[str]
-    update_id: Mapped[str] = mapped_column(ForeignKey("updates.id"))
+    update_id: Mapped[str]
     seq: Mapped[int]
     """1, 2, 3 ... within the update; the SSE id."""
     type: Mapped[str]
@@ -214,7 +258,7 @@ class Alias(Base):
     __tablename__ = "aliases"
     __table_args__ = (
         UniqueConstraint("assistant_id", "name"),
-        ForeignKeyConstraint(["assistant_id", "version_id"], ["versions.assistant_id", "versions.id"]),
+        _own_key("version_id", "versions"),
     )
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     team_id: Mapped[str]
@@ -232,7 +276,9 @@ class AliasMove(Base):
     __tablename__ = "alias_moves"
     __table_args__ = (
         UniqueConstraint("assistant_id", "alias", "revision"),
-        ForeignKeyConstraint(["assistant_id", "to_version_id"], ["versions.assistant_id", "versions.id"]),
+        _own_key("from_version_id", "versions"),
+        _own_key("to_version_id", "versions"),
+        _own_key("update_id", "updates"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     team_id: Mapped[str]
@@ -252,8 +298,9 @@ class AliasMove(Base):
 class MeasurementRow(Base):
     __tablename__ = "measurements"
     __table_args__ = (
-        ForeignKeyConstraint(["assistant_id", "version_id"], ["versions.assistant_id", "versions.id"]),
+        _own_key("version_id", "versions"),
         UniqueConstraint("version_id", "kind", "suite"),
+        UniqueConstraint("team_id", "id"),
     )
     id: Mapped[str] = mapped_column(primary_key=True)
     team_id: Mapped[str]
@@ -270,8 +317,10 @@ class MeasurementRow(Base):
 
 class MeasurementItem(Base):
     __tablename__ = "measurement_items"
-    measurement_id: Mapped[str] = mapped_column(ForeignKey("measurements.id"), primary_key=True)
+    __table_args__ = (_team_key("measurement_id", "measurements"),)
+    measurement_id: Mapped[str] = mapped_column(primary_key=True)
     item: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
     prompt: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text)
     expected: Mapped[str] = mapped_column(Text)
@@ -286,7 +335,7 @@ class AuditRow(Base):
     seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     """Order of writing: the clock of SQLite counts milliseconds, and one can hold several entries."""
     id: Mapped[str] = mapped_column(unique=True)
-    team_id: Mapped[str]
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
     actor: Mapped[str]
     action: Mapped[str]
     """`assistant.create`, `batch.accept`, `update.create`, `alias.move`, ..."""
@@ -297,7 +346,8 @@ class AuditRow(Base):
 
 class IdempotencyKey(Base):
     __tablename__ = "idempotency_keys"
-    team_id: Mapped[str] = mapped_column(primary_key=True)
+    __table_args__ = (Index(None, "created_at"),)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     request_hash: Mapped[str]
     """sha256 of method, path and body."""
@@ -323,9 +373,62 @@ class ServingState(Base):
     """What the swap controller last made true: `version_id` answers for this alias."""
 
     __tablename__ = "serving_states"
-    assistant_id: Mapped[str] = mapped_column(ForeignKey("assistants.id"), primary_key=True)
+    __table_args__ = (_team_key("assistant_id", "assistants"), _own_key("version_id", "versions"))
+    assistant_id: Mapped[str] = mapped_column(primary_key=True)
     alias: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
     version_id: Mapped[str | None]
     error: Mapped[str | None] = mapped_column(Text)
     """Why the wanted version could not be loaded; the old one keeps serving."""
     updated_at: Mapped[float]
+
+
+class Webhook(Base):
+    """An address that hears of a team's events."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (UniqueConstraint("team_id", "id"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
+    url: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    event_types: Mapped[list[Any]]
+    """domain.webhook.EventType each; empty: all."""
+    secret: Mapped[str]
+    """`whsec_` and base64."""
+    disabled_because: Mapped[str | None] = mapped_column(Text)
+    """Null while it is delivered to."""
+    created_at: Mapped[float]
+
+
+class WebhookDelivery(Base):
+    """The outbox: one event for one webhook, written in the transaction of what it tells."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        _team_key("webhook_id", "webhooks"),
+        Index(None, "webhook_id", "seq"),
+        Index(
+            "ix_webhook_deliveries_due",
+            "next_attempt_at",
+            sqlite_where=text("next_attempt_at IS NOT NULL"),
+            postgresql_where=text("next_attempt_at IS NOT NULL"),
+        ),
+    )
+    seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    """The same for every attempt, so that a receiver knows a repetition."""
+    team_id: Mapped[str]
+    webhook_id: Mapped[str]
+    type: Mapped[str]
+    body: Mapped[str] = mapped_column(Text)
+    """JSON, exactly as it is signed and sent."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[float | None]
+    """Null once delivered or given up."""
+    delivered_at: Mapped[float | None]
+    status_code: Mapped[int | None]
+    """Of the last attempt; null when no reply came."""
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why the last attempt failed."""
+    created_at: Mapped[float]

@@ -88,7 +88,15 @@ def create_update(
     session.flush()
     session.execute(
         insert(UpdateDemonstration),
-        [{"update_id": update.id, "demonstration_id": row.id} for row in rows],
+        [
+            {
+                "update_id": update.id,
+                "demonstration_id": row.id,
+                "team_id": update.team_id,
+                "assistant_id": update.assistant_id,
+            }
+            for row in rows
+        ],
     )
     events.append(
         session,

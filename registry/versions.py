@@ -1,12 +1,14 @@
 """Versions: reading them and their lineage, and publishing a new one in one transaction."""
 
 import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import CTE, Select, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from domain.errors import Conflict, CorruptArtifact, NotFound
-from domain.measurement import Measurement, Verdict
+from domain.measurement import Measurement, Outcome, Verdict
 from domain.recipe import Recipe
 from domain.version import CHAMPION, Manifest, parse_version
 from registry import aliases, audit, events
@@ -40,6 +42,68 @@ def list_versions(session: Session, assistant: Assistant, after: str | None, lim
         after=after,
         limit=limit,
     )
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A version without its manifest and recipe, which make up most of its row."""
+
+    id: str
+    number: int
+    parent: int | None
+    taught: tuple[str, ...]
+    """Names of the skills that its own update taught."""
+    outcome: Outcome | None
+    """The gate's; None for v0."""
+    created_at: float
+
+
+def outlines(session: Session, assistant: Assistant) -> list[Outline]:
+    """Every version of the assistant, in order of their numbers; one query."""
+    parent = aliased(Version)
+    rows = session.execute(
+        select(
+            Version.id,
+            Version.number,
+            parent.number,
+            Update.skills,
+            Version.verdict["outcome"].as_string(),
+            Version.created_at,
+        )
+        .outerjoin(parent, parent.id == Version.parent_id)
+        .outerjoin(Update, Update.id == Version.update_id)
+        .where(Version.assistant_id == assistant.id)
+        .order_by(Version.number)
+    )
+    return [
+        Outline(id, number, of, tuple(skills or ()), outcome, created_at)
+        for id, number, of, skills, outcome, created_at in rows
+    ]
+
+
+def numbers_of(session: Session, ids: Iterable[str | None]) -> dict[str, int]:
+    """Version numbers by id; one query however many."""
+    wanted = {id for id in ids if id is not None}
+    if not wanted:
+        return {}
+    return dict(session.execute(select(Version.id, Version.number).where(Version.id.in_(wanted))).all())
+
+
+def made_at(session: Session, assistants: Sequence[Assistant]) -> dict[str, list[tuple[int, float]]]:
+    """(number, time of creation) of every version, by assistant id."""
+    found: dict[str, list[tuple[int, float]]] = {assistant.id: [] for assistant in assistants}
+    rows = select(Version.assistant_id, Version.number, Version.created_at)
+    for owner, number, created_at in session.execute(
+        rows.where(Version.assistant_id.in_(found)).order_by(Version.number)
+    ):
+        found[owner].append((number, created_at))
+    return found
+
+
+def lineage_numbers(session: Session, version: Version) -> list[int]:
+    """From v0 along the parents to `version` itself."""
+    rows = select(Version.number).where(Version.id.in_(lineage_ids(version.id)))
+    return list(session.scalars(rows.order_by(Version.number)))
 
 
 def lineage(session: Session, version: Version) -> list[Version]:
@@ -135,6 +199,7 @@ def publish(
         created_at=db_now(session),
     )
     session.add(version)
+    session.flush()  # before the update names it: the two rows refer to each other
     update.version_id = version.id
     update.verdict = version.verdict
     session.flush()

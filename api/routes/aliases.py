@@ -1,6 +1,7 @@
 """Aliases: which version a name points at, its history, promotion and rollback."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Response
@@ -16,7 +17,7 @@ from api.routes.assistants import VersionNames
 from domain.errors import InvalidInput, RevisionMismatch
 from domain.version import CHAMPION
 from registry import aliases, assistants, versions
-from registry.serving import serving_state
+from registry.serving import serving_states
 from registry.tables import Alias, AliasMove, Assistant
 
 router = APIRouter(tags=["aliases"])
@@ -41,7 +42,7 @@ class Rollback(Body):
 def list_aliases(assistant: str, session: Reading, team_id: Team) -> ListOf[AliasReply]:
     owner = assistants.get_assistant(session, team_id, assistant)
     rows = aliases.list_aliases(session, owner)
-    return listing([_alias_reply(session, owner, row) for row in rows], has_more=False)
+    return listing(_alias_replies(session, owner, rows), has_more=False)
 
 
 @router.get("/v1/assistants/{assistant}/aliases/{alias}")
@@ -50,7 +51,8 @@ def get_alias(assistant: str, alias: str, session: Reading, team_id: Team, respo
     owner = assistants.get_assistant(session, team_id, assistant)
     row = aliases.get_alias(session, owner, alias)
     response.headers["etag"] = _etag(row.revision)
-    return _alias_reply(session, owner, row)
+    [reply] = _alias_replies(session, owner, [row])
+    return reply
 
 
 @router.put("/v1/assistants/{assistant}/aliases/{alias}")
@@ -90,7 +92,7 @@ def put_alias(
             expected_revision=expected,
             force=body.override,
         )
-        reply = _moved_reply(session, owner, move)
+        reply = _moved_reply(session, move)
     response.headers["etag"] = _etag(reply.revision)
     serving = await_serving(context, owner.id, alias, version.id)
     return reply.model_copy(update={"serving": serving})
@@ -103,7 +105,8 @@ def alias_history(
     """Newest first."""
     owner = assistants.get_assistant(session, team_id, assistant)
     page = aliases.history(session, owner, alias, paging.after, paging.limit)
-    names = VersionNames(session, owner)
+    ids = [id for row in page.rows for id in (row.from_version_id, row.to_version_id)]
+    names = VersionNames(session, ids)
     return listing([_move_reply(names, row) for row in page.rows], has_more=page.has_more)
 
 
@@ -121,7 +124,7 @@ def roll_back(
 
     def work(session: Session) -> MovedReply:
         move = plan.carry_out(session, reason=asked.reason, actor=ACTOR)
-        replies.append(_moved_reply(session, plan.assistant, move))
+        replies.append(_moved_reply(session, move))
         return replies[-1]
 
     response = creation.run(work, status_code=200)
@@ -149,19 +152,26 @@ def _etag(revision: int) -> str:
     return f'"{revision}"'
 
 
-def _alias_reply(session: Session, assistant: Assistant, alias: Alias) -> AliasReply:
-    names = VersionNames(session, assistant)
-    state = serving_state(session, assistant.id, alias.name)
-    return AliasReply(
-        id=alias.name,
-        assistant=assistant.name,
-        alias=alias.name,
-        version=names(alias.version_id),
-        revision=alias.revision,
-        serving_version=None if state is None else names.maybe(state.version_id),
-        serving_error=None if state is None else state.error,
-        updated_at=int(alias.updated_at),
-    )
+def _alias_replies(session: Session, assistant: Assistant, rows: Sequence[Alias]) -> list[AliasReply]:
+    states = serving_states(session, assistant)
+    shown = [row.version_id for row in rows] + [state.version_id for state in states.values()]
+    names = VersionNames(session, shown)
+    replies = []
+    for row in rows:
+        state = states.get(row.name)
+        replies.append(
+            AliasReply(
+                id=row.name,
+                assistant=assistant.name,
+                alias=row.name,
+                version=names(row.version_id),
+                revision=row.revision,
+                serving_version=None if state is None else names.maybe(state.version_id),
+                serving_error=None if state is None else state.error,
+                updated_at=int(row.updated_at),
+            )
+        )
+    return replies
 
 
 def _move_reply(names: VersionNames, move: AliasMove) -> AliasMoveReply:
@@ -179,8 +189,8 @@ def _move_reply(names: VersionNames, move: AliasMove) -> AliasMoveReply:
     )
 
 
-def _moved_reply(session: Session, assistant: Assistant, move: AliasMove) -> MovedReply:
-    names = VersionNames(session, assistant)
+def _moved_reply(session: Session, move: AliasMove) -> MovedReply:
+    names = VersionNames(session, [move.from_version_id, move.to_version_id])
     return MovedReply(
         id=move.id,
         alias=move.alias,

@@ -4,20 +4,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
-from sqlalchemy.orm import Session
 
 from api.context import Reading, Team
 from api.lists import ListOf, Paging, listing
 from api.replies import MeasurementDetailReply, MeasurementReply
 from api.retention import retention
 from api.routes.versions import measurement_reply
-from domain.errors import InvalidInput, NotFound
 from domain.measurement import Outcome
 from domain.version import CHAMPION
 from evaluation import forgetting
 from registry import aliases, assistants, measurements, versions
-from registry.overview import newest_versions, taught_skills
-from registry.tables import Assistant, MeasurementRow, Version
 
 router = APIRouter(tags=["measurements"])
 
@@ -70,15 +66,11 @@ def list_evaluations(
 ) -> ListOf[MeasurementReply]:
     """By version number; of one version only when `version` is given."""
     owner = assistants.get_assistant(session, team_id, assistant)
-    found = [measurement_reply(of, row) for of, row in _measured(session, owner, version)]
-    start = 0
-    if paging.after is not None:
-        ids = [one.id for one in found]
-        if paging.after not in ids:
-            raise InvalidInput(f"No '{paging.after}' in this list.", param="after")
-        start = ids.index(paging.after) + 1
-    shown = found[start : start + paging.limit]
-    return listing(shown, has_more=start + len(shown) < len(found))
+    of = None if version is None else versions.get_version(session, owner, version)
+    page = measurements.page_measurements(session, owner, of, paging.after, paging.limit)
+    numbers = versions.numbers_of(session, [row.version_id for row in page.rows])
+    shown = [measurement_reply(numbers[row.version_id], row) for row in page.rows]
+    return listing(shown, has_more=page.has_more)
 
 
 @router.get("/v1/assistants/{assistant}/evaluations/{measurement}")
@@ -87,36 +79,32 @@ def get_evaluation(
 ) -> MeasurementDetailReply:
     """One measurement with every item's output."""
     owner = assistants.get_assistant(session, team_id, assistant)
-    for version, row in _measured(session, owner, None):
-        if row.id == measurement:
-            items = measurements.items_of(session, row)
-            return MeasurementDetailReply(**measurement_reply(version, row).model_dump(), items=items)
-    raise NotFound(f"'{owner.name}' has no measurement '{measurement}'.", param="measurement")
+    row = measurements.get_measurement(session, owner, measurement)
+    number = versions.numbers_of(session, [row.version_id])[row.version_id]
+    items = measurements.items_of(session, row)
+    return MeasurementDetailReply(**measurement_reply(number, row).model_dump(), items=items)
 
 
 @router.get("/v1/assistants/{assistant}/matrix")
 def get_matrix(assistant: str, session: Reading, team_id: Team) -> Matrix:
     owner = assistants.get_assistant(session, team_id, assistant)
-    rows = newest_versions(session, owner, limit=None)
-    numbers = {row.id: row.number for row in rows}
-    taught = taught_skills(session, rows)
     champion = aliases.get_alias(session, owner, CHAMPION).version_id
     shown = [
         MatrixVersion(
             version=f"v{row.number}",
-            parent=None if row.parent_id is None else f"v{numbers[row.parent_id]}",
-            taught=taught.get(row.id, []),
-            outcome=None if row.verdict is None else row.verdict["outcome"],
+            parent=None if row.parent is None else f"v{row.parent}",
+            taught=list(row.taught),
+            outcome=row.outcome,
             champion=row.id == champion,
             created_at=int(row.created_at),
         )
-        for row in rows
+        for row in versions.outlines(session, owner)
     ]
     cells: dict[str, dict[str, dict[str, Cell]]] = {"skill": {}, "general": {}}
     for one in measurements.matrix(session, owner):
         cell = Cell(score=one.score, n=one.n, low=one.low, high=one.high)
         cells[one.kind].setdefault(one.suite, {})[f"v{one.version}"] = cell
-    skills = _all_skills(session, owner)
+    skills = assistants.skill_names(session, owner)
     names = [one.version for one in shown]
     return Matrix(
         assistant=owner.name,
@@ -146,27 +134,6 @@ def get_forgetting(
         lineage=[f"v{row.number}" for row in found.lineage],
         learned={skill: f"v{row.number}" for skill, row in found.learned.items()},
     )
-
-
-def _measured(
-    session: Session, assistant: Assistant, version: str | None
-) -> list[tuple[Version, MeasurementRow]]:
-    if version is None:
-        rows = newest_versions(session, assistant, limit=None)
-    else:
-        rows = [versions.get_version(session, assistant, version)]
-    return [(row, one) for row in rows for one in measurements.list_measurements(session, row)]
-
-
-def _all_skills(session: Session, assistant: Assistant) -> list[str]:
-    names: list[str] = []
-    after: str | None = None
-    while True:
-        page = assistants.list_skills(session, assistant, after, 100)
-        names += [skill.name for skill in page.rows]
-        if not page.has_more:
-            return names
-        after = page.rows[-1].id
 
 
 def _row(measured: dict[str, Cell], versions: list[str]) -> dict[str, Any]:

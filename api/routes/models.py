@@ -2,14 +2,12 @@
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy.orm import Session
 
 from api.context import Reading, Team
 from domain.errors import InvalidInput, NotFound
 from domain.version import ModelName
 from registry import aliases, assistants, versions
-from registry.overview import newest_versions
-from registry.tables import Assistant
+from registry.tables import Alias, Assistant
 
 router = APIRouter(tags=["openai"])
 
@@ -35,8 +33,10 @@ def list_models(session: Reading, team_id: Team) -> ModelList:
     after: str | None = None
     while True:
         page = assistants.list_assistants(session, team_id, after, _PAGE)
+        pointers = aliases.aliases_of(session, page.rows)
+        made = versions.made_at(session, page.rows)
         for assistant in page.rows:
-            found += _models_of(session, assistant)
+            found += _models_of(assistant, pointers[assistant.id], made[assistant.id])
         if not page.has_more:
             return ModelList(data=found)
         after = page.rows[-1].id
@@ -62,12 +62,14 @@ def model_not_found(model: str) -> NotFound:
     return NotFound(f"The model '{model}' does not exist.", param="model", code="model_not_found")
 
 
-def _models_of(session: Session, assistant: Assistant) -> list[ModelReply]:
+def _models_of(
+    assistant: Assistant, pointers: list[Alias], made: list[tuple[int, float]]
+) -> list[ModelReply]:
     found = [_model(assistant.name, assistant.created_at, assistant)]
-    for alias in aliases.list_aliases(session, assistant):
+    for alias in pointers:
         found.append(_model(f"{assistant.name}@{alias.name}", alias.updated_at, assistant))
-    for version in newest_versions(session, assistant, limit=None):
-        found.append(_model(f"{assistant.name}@v{version.number}", version.created_at, assistant))
+    for number, created_at in made:
+        found.append(_model(f"{assistant.name}@v{number}", created_at, assistant))
     return found
 
 

@@ -12,7 +12,7 @@ from api.idempotency import Creating
 from api.lists import ListOf, Paging, listing
 from api.replies import SkillReply
 from domain.skill import DEFAULT_HOLDOUT_FRACTION, Grader
-from registry import assistants, demonstrations
+from registry import assistants
 from registry.tables import Assistant, Skill
 
 router = APIRouter(tags=["skills"])
@@ -48,7 +48,7 @@ def create_skill(assistant: str, body: NewSkill, team_id: Team, creation: Creati
             holdout_fraction=body.holdout_fraction,
             actor=ACTOR,
         )
-        return _skill_reply(session, owner, skill)
+        return _skill_reply(owner, skill)
 
     return creation.run(work)
 
@@ -59,13 +59,13 @@ def list_skills(
 ) -> ListOf[SkillReply]:
     owner = assistants.get_assistant(session, team_id, assistant)
     page = assistants.list_skills(session, owner, paging.after, paging.limit)
-    return listing([_skill_reply(session, owner, row) for row in page.rows], has_more=page.has_more)
+    return listing([_skill_reply(owner, row) for row in page.rows], has_more=page.has_more)
 
 
 @router.get("/v1/assistants/{assistant}/skills/{skill}")
 def get_skill(assistant: str, skill: str, session: Reading, team_id: Team) -> SkillReply:
     owner = assistants.get_assistant(session, team_id, assistant)
-    return _skill_reply(session, owner, assistants.get_skill(session, owner, skill))
+    return _skill_reply(owner, assistants.get_skill(session, owner, skill))
 
 
 @router.patch("/v1/assistants/{assistant}/skills/{skill}")
@@ -81,10 +81,10 @@ def update_skill(assistant: str, skill: str, body: SkillChange, context: Ctx, te
             holdout_fraction=body.holdout_fraction,
             actor=ACTOR,
         )
-        return _skill_reply(session, owner, row)
+        return _skill_reply(owner, row)
 
 
-def _skill_reply(session: Session, assistant: Assistant, skill: Skill) -> SkillReply:
+def _skill_reply(assistant: Assistant, skill: Skill) -> SkillReply:
     return SkillReply(
         id=skill.id,
         assistant=assistant.name,
@@ -92,6 +92,6 @@ def _skill_reply(session: Session, assistant: Assistant, skill: Skill) -> SkillR
         description=skill.description,
         grader=_GRADER.validate_python(skill.grader),
         holdout_fraction=skill.holdout_fraction,
-        demonstrations=demonstrations.count_by_split(session, skill),
+        demonstrations={"train": skill.train_demonstrations, "holdout": skill.holdout_demonstrations},
         created_at=int(skill.created_at),
     )

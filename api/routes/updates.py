@@ -1,5 +1,6 @@
 """Updates: accepted at once, run by a worker, cancelled, paused and resumed."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -66,7 +67,7 @@ def list_updates(
 ) -> ListOf[UpdateReply]:
     owner = assistants.get_assistant(session, team_id, assistant)
     page = updates.list_updates(session, owner, paging.after, paging.limit)
-    return listing([update_reply(session, owner, row) for row in page.rows], has_more=page.has_more)
+    return listing(_update_replies(session, owner, page.rows), has_more=page.has_more)
 
 
 @router.get("/v1/updates/{update}")
@@ -104,7 +105,16 @@ def resume_update(update: str, context: Ctx, team_id: Team) -> Response:
 
 
 def update_reply(session: Session, assistant: Assistant, update: Update) -> UpdateReply:
-    names = VersionNames(session, assistant)
+    [reply] = _update_replies(session, assistant, [update])
+    return reply
+
+
+def _update_replies(session: Session, assistant: Assistant, rows: Sequence[Update]) -> list[UpdateReply]:
+    names = VersionNames(session, [id for row in rows for id in (row.parent_version_id, row.version_id)])
+    return [_update_reply(names, assistant, row) for row in rows]
+
+
+def _update_reply(names: VersionNames, assistant: Assistant, update: Update) -> UpdateReply:
     return UpdateReply(
         id=update.id,
         assistant=assistant.name,

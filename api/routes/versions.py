@@ -1,5 +1,6 @@
 """Versions: what updates made, with measurements, verdict, recipe and lineage, and how two compare."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -67,7 +68,7 @@ def list_versions(
 ) -> ListOf[VersionReply]:
     owner = assistants.get_assistant(session, team_id, assistant)
     page = versions.list_versions(session, owner, paging.after, paging.limit)
-    return listing([_version_reply(session, owner, row) for row in page.rows], has_more=page.has_more)
+    return listing(_version_replies(session, owner, page.rows), has_more=page.has_more)
 
 
 @router.get("/v1/assistants/{assistant}/versions/{version}")
@@ -75,10 +76,11 @@ def get_version(assistant: str, version: str, session: Reading, team_id: Team) -
     """`version` is `v3` or an id."""
     owner = assistants.get_assistant(session, team_id, assistant)
     row = versions.get_version(session, owner, version)
-    measured = [measurement_reply(row, one) for one in measurements.list_measurements(session, row)]
+    measured = [measurement_reply(row.number, one) for one in measurements.list_measurements(session, row)]
+    [reply] = _version_replies(session, owner, [row])
     return VersionDetailReply(
-        **_version_reply(session, owner, row).model_dump(),
-        lineage=[f"v{ancestor.number}" for ancestor in versions.lineage(session, row)],
+        **reply.model_dump(),
+        lineage=[f"v{number}" for number in versions.lineage_numbers(session, row)],
         recipe=row.recipe,
         manifest=row.manifest,
         measurements=measured,
@@ -110,10 +112,10 @@ def compare_versions(
     )
 
 
-def measurement_reply(version: Version, row: MeasurementRow) -> MeasurementReply:
+def measurement_reply(number: int, row: MeasurementRow) -> MeasurementReply:
     return MeasurementReply(
         id=row.id,
-        version=f"v{version.number}",
+        version=f"v{number}",
         kind=_kind(row.kind),
         suite=row.suite,
         score=row.score,
@@ -124,20 +126,24 @@ def measurement_reply(version: Version, row: MeasurementRow) -> MeasurementReply
     )
 
 
-def _version_reply(session: Session, assistant: Assistant, version: Version) -> VersionReply:
+def _version_replies(session: Session, assistant: Assistant, rows: Sequence[Version]) -> list[VersionReply]:
     pointers = aliases.list_aliases(session, assistant)
-    return VersionReply(
-        id=version.id,
-        assistant=assistant.name,
-        version=f"v{version.number}",
-        kind=version.kind,
-        parent=VersionNames(session, assistant).maybe(version.parent_id),
-        update=version.update_id,
-        aliases=[alias.name for alias in pointers if alias.version_id == version.id],
-        manifest_sha256=version.manifest_sha256,
-        verdict=version.verdict,
-        created_at=int(version.created_at),
-    )
+    names = VersionNames(session, [row.parent_id for row in rows])
+    return [
+        VersionReply(
+            id=row.id,
+            assistant=assistant.name,
+            version=f"v{row.number}",
+            kind=row.kind,
+            parent=names.maybe(row.parent_id),
+            update=row.update_id,
+            aliases=[alias.name for alias in pointers if alias.version_id == row.id],
+            manifest_sha256=row.manifest_sha256,
+            verdict=row.verdict,
+            created_at=int(row.created_at),
+        )
+        for row in rows
+    ]
 
 
 def _compare(

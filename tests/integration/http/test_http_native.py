@@ -30,6 +30,33 @@ def test_an_assistant_starts_at_the_bare_base_model(api: TestClient, assistant: 
         assert api.get(f"/v1/assistants/{key}").json() == assistant
 
 
+def test_an_assistant_is_renamed_and_described(api: TestClient, assistant: dict[str, Any]) -> None:
+    changed = api.patch("/v1/assistants/support", json={"name": "helpdesk", "description": "First line"})
+    assert changed.status_code == 200
+    assert changed.json() == {**assistant, "name": "helpdesk", "description": "First line"}
+    assert api.get("/v1/assistants/helpdesk").json() == changed.json()
+    assert api.get("/v1/assistants/helpdesk/skills/route").status_code == 200
+    refused(api.get("/v1/assistants/support"), 404, param="assistant", code="not_found")
+    assert [row["id"] for row in api.get("/v1/models").json()["data"]] == [
+        "helpdesk",
+        "helpdesk@champion",
+        "helpdesk@v0",
+    ]
+    entries = [row for row in api.get("/v1/audit_logs").json()["data"] if row["action"] == "assistant.update"]
+    assert [row["data"] for row in entries] == [{"name": "helpdesk", "description": "First line"}]
+
+    other = {"name": "support", "base_model": assistant["base_model"]}
+    assert api.post("/v1/assistants", json=other).status_code == 201
+    taken = api.patch("/v1/assistants/support", json={"name": "helpdesk"})
+    refused(taken, 409, param="name", code="already_exists")
+    assert api.patch("/v1/assistants/support", json={"name": "support"}).status_code == 200
+    refused(
+        api.patch("/v1/assistants/support", json={"name": "A b"}), 422, param="name", code="invalid_input"
+    )
+    unknown = api.patch("/v1/assistants/support", json={"base_model": "other"})
+    refused(unknown, 422, param="base_model", code="invalid_input")
+
+
 def test_lists_are_walked_with_after_and_limit(api: TestClient, assistant: dict[str, Any]) -> None:
     for number in range(4):
         body = {"name": f"more-{number}", "base_model": assistant["base_model"]}
@@ -253,7 +280,7 @@ def test_the_contract_is_published(api: TestClient) -> None:
     paths = api.get("/openapi.json").json()["paths"]
     for path, methods in {
         "/v1/assistants": {"get", "post"},
-        "/v1/assistants/{assistant}": {"get"},
+        "/v1/assistants/{assistant}": {"get", "patch"},
         "/v1/assistants/{assistant}/skills/{skill}": {"get", "patch"},
         "/v1/assistants/{assistant}/skills/{skill}/demonstrations": {"get", "post"},
         "/v1/assistants/{assistant}/updates": {"get", "post"},

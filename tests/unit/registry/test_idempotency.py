@@ -1,4 +1,5 @@
 import pytest
+from sqlalchemy import text
 
 from domain.errors import Conflict, InvalidInput
 from registry import idempotency
@@ -18,6 +19,7 @@ def test_a_completed_request_is_replayed(ledger: Ledger) -> None:
     assert begin(ledger) == Replay(201, '{"id": 1}')
     assert begin(ledger, key="other") is None
     with ledger.begin() as session:
+        session.execute(text("INSERT INTO teams (id, name, created_at) VALUES ('team_b', 'b', 0)"))
         assert idempotency.begin(session, "team_b", "k", "another") is None
 
 
