@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     sweep_seconds: float = Field(default=2.0, gt=0)
+    update_tries: int = Field(default=6, ge=1)
+    """Starts of an update that get no further than the one before, until it fails."""
+    retry_seconds: float = Field(default=30.0, gt=0)
+    """Before the second try of an update; doubled for each further one, up to ten minutes."""
     trainer_threads: int = Field(default_factory=half_the_cores, ge=1)
     trainer_sharded: bool = False
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""

@@ -19,6 +19,22 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How often and when an update is tried again that gets no further.
+
+    A setback is a worker that was lost with the update, or a failure that may pass by itself.
+    """
+
+    tries: int = 6
+    first_seconds: float = 30.0
+    most_seconds: float = 600.0
+
+    def seconds(self, setbacks: int) -> float:
+        """To wait after that many setbacks in a row: doubling from the first."""
+        return min(self.first_seconds * 2.0 ** (setbacks - 1), self.most_seconds) if setbacks else 0.0
+
+
+@dataclass(frozen=True)
 class Signals:
     """What people asked of a running update since its last heartbeat."""
 

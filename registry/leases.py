@@ -5,7 +5,7 @@ Every change of state is one event of type `message` (or `phase`), written here.
 
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -14,22 +14,34 @@ from domain.measurement import Verdict
 from domain.update import Phase, Status, require_transition
 from domain.version import CHAMPION
 from registry import audit, events
-from registry.claims import Claim, Signals, held
+from registry.claims import Claim, Patience, Signals, held
 from registry.session import clock, db_now, violates_unique
 from registry.tables import Alias, Update
 
-
-def claimable(session: Session) -> list[str]:
-    """Ids of the updates that `claim` would grant now, oldest first."""
-    return list(session.scalars(select(Update.id).where(_claimable()).order_by(Update.seq)))
+DEFAULT_PATIENCE = Patience()
 
 
-def claim(session: Session, update_id: str, *, worker: str, lease_seconds: float) -> Claim | None:
+def claimable(session: Session, patience: Patience = DEFAULT_PATIENCE) -> list[str]:
+    """Ids of the updates that `claim` would look at now, oldest first."""
+    return list(session.scalars(select(Update.id).where(_claimable(patience)).order_by(Update.seq)))
+
+
+def claim(
+    session: Session,
+    update_id: str,
+    *,
+    worker: str,
+    lease_seconds: float,
+    patience: Patience = DEFAULT_PATIENCE,
+) -> Claim | None:
     """Take the update for `lease_seconds` of database time, or None when it is not to be had.
 
     Free is the oldest queued update of an assistant of which none runs, or a running one whose lease ran
-    out. The first claim fixes the parent: the champion of that moment. `worker` must be unique per
-    process start.
+    out; after a setback not before `patience` says. The first claim fixes the parent: the champion of
+    that moment. `worker` must be unique per process start.
+
+    An update whose lease ran out for the `patience.tries`th time without progress is not granted but
+    ended here: whatever kills its workers would kill the next one too.
     """
     champion = (
         select(Alias.version_id)
@@ -40,16 +52,20 @@ def claim(session: Session, update_id: str, *, worker: str, lease_seconds: float
         with session.begin_nested():
             taken = session.execute(
                 update(Update)
-                .where(Update.id == update_id, _claimable())
+                .where(Update.id == update_id, _claimable(patience))
                 .values(
                     status=Status.RUNNING,
                     fence=Update.fence + 1,
                     claimed_by=worker,
                     lease_until=clock() + lease_seconds,
+                    setbacks=case(
+                        (Update.status == Status.RUNNING, Update.setbacks + 1), else_=Update.setbacks
+                    ),
+                    not_before=None,
                     started_at=func.coalesce(Update.started_at, clock()),
                     parent_version_id=func.coalesce(Update.parent_version_id, champion),
                 )
-                .returning(Update.fence, Update.team_id, Update.assistant_id)
+                .returning(Update.fence, Update.setbacks, Update.team_id, Update.assistant_id)
                 .execution_options(synchronize_session=False)
             ).one_or_none()
     except IntegrityError as error:
@@ -60,9 +76,13 @@ def claim(session: Session, update_id: str, *, worker: str, lease_seconds: float
     if taken is None:
         return None
     granted = Claim(update_id, taken.fence, taken.team_id, taken.assistant_id)
+    row = held(session, granted)
+    if taken.setbacks >= patience.tries:
+        _give_up(session, granted, row)
+        return None
     events.append(
         session,
-        held(session, granted),
+        row,
         type="message",
         message="Started." if granted.fence == 1 else "Taken up again.",
         data={"status": Status.RUNNING, "worker": worker, "fence": granted.fence},
@@ -89,6 +109,11 @@ def set_phase(session: Session, claim: Claim, phase: Phase) -> None:
     row = held(session, claim)
     row.phase = phase
     events.append(session, row, type="phase", message=phase, data={"phase": phase})
+
+
+def note_progress(session: Session, claim: Claim) -> None:
+    """The update got further than ever before: its setbacks so far count no more. Raises StaleFence."""
+    held(session, claim).setbacks = 0
 
 
 def finish(
@@ -154,13 +179,59 @@ def release(session: Session, claim: Claim) -> Update:
     return row
 
 
-def _claimable() -> ColumnElement[bool]:
+def retry_later(
+    session: Session, claim: Claim, error: Mapping[str, str | None], patience: Patience = DEFAULT_PATIENCE
+) -> Update:
+    """Give the lease back after a failure that may pass: queued again, but not at once; or failed with
+    `error` ({code, message, param}) after `patience.tries` setbacks in a row. An acknowledged cancel or
+    pause comes first. Raises StaleFence."""
+    row = held(session, claim)
+    row.setbacks += 1
+    if row.cancel_requested or row.pause_requested:
+        return release(session, claim)
+    if row.setbacks >= patience.tries:
+        message = f"{error['message']} (Tried {row.setbacks} times.)"
+        return finish(session, claim, Status.FAILED, error={**error, "message": message})
+    seconds = patience.seconds(row.setbacks)
+    release(session, claim)
+    row.not_before = db_now(session) + seconds
+    events.append(
+        session,
+        row,
+        type="message",
+        level="warning",
+        message=f"Trying again in {seconds:.0f} s ({row.setbacks} of {patience.tries} tries): "
+        f"{error['message']}",
+        data={"setbacks": row.setbacks, "not_before": row.not_before, "error": dict(error)},
+    )
+    return row
+
+
+def _give_up(session: Session, claim: Claim, row: Update) -> None:
+    """End an update that lost too many workers. One that has published has done its work."""
+    if row.version_id is not None:
+        finish(session, claim, Status.SUCCEEDED)
+        return
+    error = {
+        "code": "worker_lost",
+        "message": f"{row.setbacks} workers in a row were lost while they ran this update "
+        f"(phase: {row.phase or 'claimed'}): most likely it needs more memory than they have. "
+        "Their logs tell more.",
+        "param": None,
+    }
+    finish(session, claim, Status.FAILED, error=error)
+
+
+def _claimable(patience: Patience) -> ColumnElement[bool]:
     other, older = aliased(Update), aliased(Update)
     none_runs = ~exists().where(other.assistant_id == Update.assistant_id, other.status == Status.RUNNING)
     none_older = ~exists().where(
         older.assistant_id == Update.assistant_id, older.status == Status.QUEUED, older.seq < Update.seq
     )
+    due = or_(Update.not_before.is_(None), Update.not_before < clock())
+    waits = {setbacks: patience.seconds(setbacks) for setbacks in range(patience.tries)}
+    wait = case(waits, value=Update.setbacks, else_=patience.most_seconds)
     return or_(
-        and_(Update.status == Status.QUEUED, none_runs, none_older),
-        and_(Update.status == Status.RUNNING, Update.lease_until < clock()),
+        and_(Update.status == Status.QUEUED, due, none_runs, none_older),
+        and_(Update.status == Status.RUNNING, Update.lease_until + wait < clock()),
     )

@@ -220,6 +220,10 @@ class Update(Base):
     """Rises with every claim; only the newest fence may write."""
     claimed_by: Mapped[str | None]
     lease_until: Mapped[float | None]
+    setbacks: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    """Workers lost and passing failures since the update last got further."""
+    not_before: Mapped[float | None]
+    """Not claimed again before this time, after a setback."""
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]

@@ -13,7 +13,16 @@ from registry import audit, events
 from registry.assistants import get_skill
 from registry.claims import Claim, Signals, locked
 from registry.demonstrations import untaught
-from registry.leases import claim, claimable, finish, heartbeat, release, set_phase
+from registry.leases import (
+    claim,
+    claimable,
+    finish,
+    heartbeat,
+    note_progress,
+    release,
+    retry_later,
+    set_phase,
+)
 from registry.paging import Page, read_page
 from registry.session import db_now
 from registry.tables import Assistant, DemonstrationRow, Skill, Update, UpdateDemonstration
@@ -29,10 +38,12 @@ __all__ = [
     "get_update",
     "heartbeat",
     "list_updates",
+    "note_progress",
     "release",
     "request_cancel",
     "request_pause",
     "resume",
+    "retry_later",
     "set_phase",
 ]
 
@@ -144,6 +155,8 @@ def demonstrations_of(session: Session, update: Update) -> list[DemonstrationRow
 def request_cancel(session: Session, update: Update, actor: str) -> Update:
     """Cancel at once, or ask the worker that runs it; from then on the update cannot publish.
 
+    A worker whose lease ran out is not waited for, nor is its successor.
+
     Raises Conflict when it has ended, and Conflict(code="already_published") when its version is out.
     """
     row = locked(session, update.id)
@@ -155,40 +168,52 @@ def request_cancel(session: Session, update: Update, actor: str) -> Update:
             param="status",
             code="already_published",
         )
-    if status == Status.RUNNING and row.cancel_requested:
+    running = _has_a_worker(session, row)
+    if running and row.cancel_requested:
         return row
     row.cancel_requested = True
-    if status != Status.RUNNING:
+    if not running:
         row.finished_at = db_now(session)
         row.status = Status.CANCELLED
+        row.claimed_by = row.lease_until = None
     _announce(session, row, actor, "update.cancel", "Cancel requested.")
     return row
 
 
 def request_pause(session: Session, update: Update, actor: str) -> Update:
-    """Pause at once, or ask the worker that runs it. Raises Conflict when it has ended or is paused."""
+    """Pause at once, or ask the worker that runs it, unless its lease ran out. Raises Conflict when it
+    has ended or is paused."""
     row = locked(session, update.id)
     status = Status(row.status)
     require_transition(status, Status.PAUSED)
-    if status == Status.RUNNING:
+    if _has_a_worker(session, row):
         row.pause_requested = True
     else:
         row.status = Status.PAUSED
+        row.pause_requested = False
+        row.claimed_by = row.lease_until = None
     _announce(session, row, actor, "update.pause", "Pause requested.")
     return row
 
 
 def resume(session: Session, update: Update, actor: str) -> Update:
-    """Queue a paused update again, or withdraw a pause that the worker has not met yet. Raises Conflict."""
+    """Queue a paused update again, its setbacks forgiven, or withdraw a pause that the worker has not met
+    yet. Raises Conflict."""
     row = locked(session, update.id)
     if row.status == Status.RUNNING and row.pause_requested:
         row.pause_requested = False
     elif row.status == Status.PAUSED:
         row.status = Status.QUEUED
+        row.setbacks, row.not_before = 0, None
     else:
         raise Conflict(f"The update is {row.status}; only a paused one can be resumed.", param="status")
     _announce(session, row, actor, "update.resume", "Resumed.")
     return row
+
+
+def _has_a_worker(session: Session, row: Update) -> bool:
+    """Whether somebody holds a lease on the locked row and so will meet a request."""
+    return row.status == Status.RUNNING and row.lease_until is not None and row.lease_until >= db_now(session)
 
 
 def _named(session: Session, assistant: Assistant, names: list[str]) -> list[Skill]:

@@ -14,7 +14,8 @@ from domain.skill import ExactGrader
 from domain.update import Status
 from domain.version import Manifest
 from registry import assistants, demonstrations, updates, versions
-from registry.claims import Claim
+from registry.claims import Claim, Patience
+from registry.leases import DEFAULT_PATIENCE
 from registry.session import make_engine, make_sessions
 from registry.tables import Assistant, Skill, Update, Version
 
@@ -81,9 +82,17 @@ class Ledger:
                 actor="user",
             )
 
-    def claim(self, update_id: str, lease_seconds: float = 60, worker: str = "w") -> Claim | None:
+    def claim(
+        self,
+        update_id: str,
+        lease_seconds: float = 60,
+        worker: str = "w",
+        patience: Patience = DEFAULT_PATIENCE,
+    ) -> Claim | None:
         with self.begin() as session:
-            return updates.claim(session, update_id, worker=worker, lease_seconds=lease_seconds)
+            return updates.claim(
+                session, update_id, worker=worker, lease_seconds=lease_seconds, patience=patience
+            )
 
     def must_claim(self, update: Update, lease_seconds: float = 60) -> Claim:
         claim = self.claim(update.id, lease_seconds)

@@ -11,10 +11,13 @@ from sqlalchemy.exc import IntegrityError
 from domain.errors import Conflict, StaleFence
 from domain.update import Phase, Status
 from registry import aliases, events, updates, versions
-from registry.claims import Claim
+from registry.claims import Claim, Patience
+from registry.leases import DEFAULT_PATIENCE
 from registry.session import db_now
 from registry.tables import Assistant, Skill, Update, Version
 from tests.unit.registry.steps import Ledger, lines, race
+
+TIRELESS = Patience(tries=50, first_seconds=0)
 
 
 def queue(ledger: Ledger, assistant: Assistant, skill: Skill, count: int, start: int = 0) -> list[Update]:
@@ -25,9 +28,9 @@ def queue(ledger: Ledger, assistant: Assistant, skill: Skill, count: int, start:
     return made
 
 
-def claimable(ledger: Ledger) -> list[str]:
+def claimable(ledger: Ledger, patience: Patience = DEFAULT_PATIENCE) -> list[str]:
     with ledger.begin() as session:
-        return updates.claimable(session)
+        return updates.claimable(session, patience)
 
 
 def test_only_the_oldest_of_each_assistant_is_to_be_had(ledger: Ledger) -> None:
@@ -196,7 +199,7 @@ def test_workers_that_stall_and_die_lose_and_repeat_nothing(ledger: Ledger) -> N
         deadline = time.monotonic() + 60
         turn = n
         while time.monotonic() < deadline:
-            ids = claimable(ledger)
+            ids = claimable(ledger, TIRELESS)
             if not ids:
                 with ledger.begin() as session:
                     if not session.scalars(select(Update.id).where(Update.finished_at.is_(None))).first():
@@ -204,7 +207,8 @@ def test_workers_that_stall_and_die_lose_and_repeat_nothing(ledger: Ledger) -> N
                 continue
             turn += 1
             dies = turn % 3 == 0
-            claim = ledger.claim(ids[turn % len(ids)], lease_seconds=-1 if dies else 60, worker=f"w{n}")
+            chosen, lease = ids[turn % len(ids)], -1 if dies else 60
+            claim = ledger.claim(chosen, lease_seconds=lease, worker=f"w{n}", patience=TIRELESS)
             if claim is None:
                 continue
             if dies:

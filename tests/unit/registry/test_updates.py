@@ -119,9 +119,10 @@ def test_cancel_of_a_running_update_reaches_its_worker_and_forbids_publishing(le
 def test_cancel_outlives_the_worker_that_heard_it(ledger: Ledger) -> None:
     assistant, _ = taught(ledger)
     update = ledger.queue(assistant)
-    dead = ledger.must_claim(update, lease_seconds=-1)
+    dead = ledger.must_claim(update)
     with ledger.begin() as session:
         updates.request_cancel(session, update, "user")
+        updates.heartbeat(session, dead, -1)
     successor = ledger.must_claim(update)
     assert (dead.fence, successor.fence) == (1, 2)
     with ledger.begin() as session:
@@ -130,6 +131,31 @@ def test_cancel_outlives_the_worker_that_heard_it(ledger: Ledger) -> None:
         ledger.publish(successor)
     with ledger.begin() as session:
         assert updates.release(session, successor).status == "cancelled"
+
+
+def test_cancel_and_pause_do_not_wait_for_a_worker_that_is_gone(ledger: Ledger) -> None:
+    assistant, skill = taught(ledger)
+    update = ledger.queue(assistant)
+    dead = ledger.must_claim(update)
+    with ledger.begin() as session:
+        updates.request_pause(session, update, "user")
+        updates.heartbeat(session, dead, -1)
+        paused = updates.request_pause(session, update, "user")
+        assert (paused.status, paused.lease_until, paused.claimed_by) == ("paused", None, None)
+    with pytest.raises(StaleFence):
+        ledger.publish(dead)
+    with ledger.begin() as session:
+        updates.resume(session, update, "user")
+    again = ledger.must_claim(update)
+    with ledger.begin() as session:
+        assert updates.heartbeat(session, again, -1) == updates.Signals(cancel=False, pause=False)
+        assert updates.request_cancel(session, update, "user").status == "cancelled"
+    with pytest.raises(StaleFence):
+        ledger.publish(again)
+    ended = ledger.read(update)
+    assert (ended.status, ended.version_id, ended.lease_until) == ("cancelled", None, None)
+    ledger.teach(assistant, skill, lines(50, 51))
+    ledger.must_claim(ledger.queue(assistant))  # it does not hold up the line
 
 
 def test_cancel_and_publish_at_once_never_both_win(ledger: Ledger) -> None:
