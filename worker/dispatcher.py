@@ -15,7 +15,10 @@ from kombu.exceptions import KombuError, OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from domain.failpoint import failpoint
 from domain.settings import Settings
+from registry.claims import Patience
+from registry.leases import DEFAULT_PATIENCE
 from registry.session import make_engine, make_sessions
 from registry.updates import claimable
 from worker.app import QUEUE, app
@@ -39,24 +42,27 @@ class Dispatcher:
         *,
         send: Callable[[str], None],
         pending: Callable[[], int],
+        patience: Patience = DEFAULT_PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sessions = sessions
         self._send = send
         self._pending = pending
+        self._patience = patience
         self._clock = clock
         self._nudged: dict[str, float] = {}
 
     def sweep(self) -> list[str]:
         """One look at the database; returns the ids that were sent."""
         with self._sessions.begin() as session:
-            waiting = claimable(session)
+            waiting = claimable(session, self._patience)
         # What was claimed since is forgotten: should it wait again (resumed, lease lost), it is sent at once.
         self._nudged = {update: at for update, at in self._nudged.items() if update in waiting}
         now = self._clock()
         due = [update for update in waiting if self._is_due(update, now)]
         for update in due:
             self._send(update)
+            failpoint("dispatcher.sent")
             self._nudged[update] = now
         return due
 
@@ -90,7 +96,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     dispatcher = Dispatcher(
-        make_sessions(make_engine(settings.resolved_database_url)), send=send, pending=pending
+        make_sessions(make_engine(settings.resolved_database_url)),
+        send=send,
+        pending=pending,
+        patience=Patience(tries=settings.update_tries, first_seconds=settings.retry_seconds),
     )
     logger.info("dispatching every %g s", settings.sweep_seconds)
     while not ended.wait(settings.sweep_seconds):

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session, sessionmaker
 
+from domain.failpoint import failpoint
 from domain.measurement import ItemScore, Measurement, SuiteKind
 from domain.settings import Settings
 from domain.skill import Grader
@@ -34,6 +35,7 @@ from registry.updates import demonstrations_of, get_update
 from registry.versions import get_version, lineage
 from serving.validation import validate_adapter
 from worker.brief import Brief
+from worker.candidate_scores import CandidateScores
 from worker.journal import Journal
 from worker.patient_engine import PatientEngine, PatientModel
 
@@ -120,6 +122,7 @@ class Evaluation:
         self._claim = claim
         self._brief = brief
         self._journal = journal
+        self._scores = CandidateScores(settings.work_dir / claim.update_id / "scores")
         self._benchmarks = load_general(settings.general_suite_dir)
         self._ordinary = load_ordinary(settings.general_suite_dir)
 
@@ -155,11 +158,10 @@ class Evaluation:
             for name in [LIKELIHOOD, *(benchmark.name for benchmark in self._benchmarks)]
         }
         general = measure_general(model, self._benchmarks, known)
-        general.append(
-            measure_ordinary(model, self._ordinary, formats, self._known(version, "general", ORDINARY))
-        )
+        known[ORDINARY] = self._known(version, "general", ORDINARY)
+        general.append(measure_ordinary(model, self._ordinary, formats, known[ORDINARY]))
         for measurement in general:
-            self._journal.measured(who, version, measurement)
+            self._note(who, version, measurement, known[measurement.suite])
         return measured + general
 
     def _measure_skill(
@@ -168,12 +170,21 @@ class Evaluation:
         known = self._known(version, "skill", suite.skill.name)
         measurement = measure_skill(model, suite.skill.name, suite.skill.grader, suite.items, known)
         assert measurement is not None  # a suite has items
-        self._journal.measured(who, version, measurement)
+        self._note(who, version, measurement, known)
         return measurement
+
+    def _note(
+        self, who: str, version: Version | None, measurement: Measurement, known: dict[str, ItemScore]
+    ) -> None:
+        new = any(item.item not in known for item in measurement.items)
+        if version is None and new:
+            self._scores.keep(measurement)
+        self._journal.measured(who, version, measurement, new=new)
+        failpoint("worker.suite_measured")
 
     def _known(self, version: Version | None, kind: SuiteKind, suite: str) -> dict[str, ItemScore]:
         if version is None:
-            return {}
+            return self._scores.known(kind, suite)
         with self._sessions.begin() as session:
             return measured_items(session, version, kind, suite)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session, sessionmaker
 
+from domain.failpoint import failpoint
 from domain.measurement import Measurement
 from domain.training import (
     CheckpointLine,
@@ -25,7 +26,7 @@ from registry.claims import Claim
 from registry.events import EventType, Level, add_event
 from registry.measurements import save_measurement
 from registry.tables import Version
-from registry.updates import set_phase
+from registry.updates import note_progress, set_phase
 
 PLACES_TOLD = 20
 """Demonstrations named by one finding of preflight: an event is read by people, the counts are complete."""
@@ -55,7 +56,9 @@ class Journal:
         type: EventType = "message",
         level: Level = "info",
         data: dict[str, Any] | None = None,
+        progress: bool = False,
     ) -> None:
+        """With `progress`, the update got further than ever before: earlier setbacks count no more."""
         with self._sessions.begin() as session:
             add_event(
                 session,
@@ -66,6 +69,8 @@ class Journal:
                 data=data,
                 claim=self._claim,
             )
+            if progress:
+                note_progress(session, self._claim)
 
     def hear(self, line: TrainerLine) -> None:
         """One line of the trainer's as an event; its first sign of training opens that phase."""
@@ -78,7 +83,10 @@ class Journal:
             case StepLine():
                 self.enter(Phase.TRAINING)
                 self._retell(line, type="metrics")
-            case CheckpointLine() | HoldoutLine() | DoneLine():
+                failpoint("worker.step_heard")
+            case CheckpointLine() | DoneLine():
+                self._retell(line, progress=True)
+            case HoldoutLine():
                 self._retell(line)
             case RefusedLine():
                 pass  # the update's end says it
@@ -90,12 +98,12 @@ class Journal:
         if not line.errors:
             self.enter(Phase.TRAINING)
 
-    def _retell(self, line: TrainerLine, type: EventType = "message") -> None:
-        self.tell(describe(line), type=type, data=line.model_dump(mode="json"))
+    def _retell(self, line: TrainerLine, type: EventType = "message", *, progress: bool = False) -> None:
+        self.tell(describe(line), type=type, data=line.model_dump(mode="json"), progress=progress)
 
-    def measured(self, who: str, version: Version | None, measurement: Measurement) -> None:
+    def measured(self, who: str, version: Version | None, measurement: Measurement, *, new: bool) -> None:
         """`who` is candidate, parent or base. With a version, the measurement is stored as its own; the
-        candidate's are stored when it is published."""
+        candidate's are stored when it is published. `new`: some of its items were asked just now."""
         with self._sessions.begin() as session:
             add_event(
                 session,
@@ -108,6 +116,8 @@ class Journal:
             )
             if version is not None:
                 save_measurement(session, version, measurement)
+            if new:
+                note_progress(session, self._claim)
 
     def stage_seconds(self) -> dict[str, float]:
         """Wall seconds that this claim spent in each phase so far."""

@@ -24,6 +24,16 @@ def remove_files(folder: Path, *, keep_log: bool) -> None:
             path.unlink()
 
 
+def remove_unfinished(folder: Path) -> None:
+    """What a failed try had begun to write; whole checkpoints, candidate and scores stay for the next."""
+    for pattern in ("output-*", "staging-*", "checkpoints/.staging-*", "job.json.staged"):
+        for path in folder.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
 def remove_leftovers(session: Session, work_dir: Path) -> None:
     """The files of updates that ended without a worker: cancelled while paused, queued or between claims."""
     folders = {folder.name: folder for folder in work_dir.glob("*/")}

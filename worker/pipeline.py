@@ -22,15 +22,16 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from artifacts import base_models
 from artifacts.store import ArtifactStore
-from domain.errors import RatchetError, StaleFence
+from domain.errors import StaleFence
+from domain.failpoint import failpoint
 from domain.measurement import Verdict
 from domain.settings import Settings
 from domain.training import TrainingJob
-from domain.update import Phase, Status
+from domain.update import FINISHED, Phase, Status
 from domain.version import CHAMPION
 from evaluation.gate import decide
 from registry import aliases, assistants, serving, updates, versions
-from registry.claims import Claim
+from registry.claims import Claim, Patience
 from registry.session import make_engine, make_sessions
 from worker import shutdown
 from worker.brief import Brief, read_brief
@@ -38,8 +39,9 @@ from worker.evaluating import Evaluation, Scores, check_candidate
 from worker.job import build_job, prepare_job
 from worker.journal import Journal
 from worker.lease import Interrupted, Lease, Stop
-from worker.leftovers import remove_files, remove_leftovers
+from worker.leftovers import remove_files, remove_leftovers, remove_unfinished
 from worker.patient_engine import PatientEngine
+from worker.setbacks import Failure, understand
 from worker.training import train
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class Pipeline:
         self.sessions = sessions
         self.store = ArtifactStore(settings.artifacts_dir)
         self.trainer_command = trainer_command
+        self.patience = Patience(tries=settings.update_tries, first_seconds=settings.retry_seconds)
         self._shutdown_requested = shutdown_requested
         # Never the same again, so that a restarted worker cannot be taken for its predecessor.
         self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -84,7 +87,14 @@ class Pipeline:
         lease_seconds = self.settings.lease_seconds
         with self.sessions.begin() as session:
             remove_leftovers(session, self.settings.work_dir)
-            claim = updates.claim(session, update_id, worker=self._name, lease_seconds=lease_seconds)
+            claim = updates.claim(
+                session,
+                update_id,
+                worker=self._name,
+                lease_seconds=lease_seconds,
+                patience=self.patience,
+            )
+        failpoint("worker.claimed")
         if claim is None:
             logger.info("%s is not to be had", update_id)
             return
@@ -134,12 +144,13 @@ class Story:
             self._give_way(interrupted.stop)
         except (StaleFence, SQLAlchemyError):
             raise
-        except RatchetError as error:
-            self._finish(Status.FAILED, code=error.code, message=error.message, param=error.param)
         except Exception as error:
-            # A defect of ours would meet every further claim again: end the update and say so.
-            logger.exception("%s failed", self._claim.update_id)
-            self._finish(Status.FAILED, code="internal_error", message=f"{type(error).__name__}: {error}")
+            failure = understand(error)
+            logger.warning("%s failed: %s", self._claim.update_id, failure.code, exc_info=error)
+            if failure.may_pass:
+                self._retry_later(failure)
+            else:  # a defect of ours too: it would meet every further claim again
+                self._finish(Status.FAILED, failure)
 
     def _train(self, brief: Brief) -> Path:
         """The candidate's adapter folder, whole."""
@@ -161,6 +172,7 @@ class Story:
             parent_adapter=self._parent_adapter(brief),
             output=output,
         )
+        failpoint("worker.job_written")
         train(
             self._pipeline.trainer_command,
             job_file,
@@ -169,7 +181,9 @@ class Story:
             lease=self._lease,
             journal=self._journal,
         )
+        failpoint("worker.trained")
         output.rename(candidate)
+        failpoint("worker.candidate_placed")
         return candidate
 
     def _evaluate(self, brief: Brief, candidate: Path) -> Scores:
@@ -181,6 +195,7 @@ class Story:
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:
         self._journal.enter(Phase.GATING)
+        failpoint("worker.gating")
         return decide(brief.gate, brief.skills, scores.candidate, scores.parent, scores.earlier)
 
     def _publish(self, brief: Brief, candidate: Path, scores: Scores, verdict: Verdict) -> str:
@@ -189,10 +204,12 @@ class Story:
         with self._sessions.begin() as session:
             version_id, _ = versions.allocate_version(session, self._claim)
         self._lease.check()
+        failpoint("worker.allocated")
         staging = self._folder / f"staging-{self._claim.fence}"
         shutil.rmtree(staging, ignore_errors=True)
         # The candidate itself stays until the update ends: a later claim publishes it under another id.
         shutil.copytree(candidate, staging, copy_function=os.link)
+        failpoint("worker.staged")
         manifest, sha256 = self._pipeline.store.publish(
             staging,
             version_id=version_id,
@@ -200,6 +217,7 @@ class Story:
             base_model=brief.base_model,
             update_id=brief.update_id,
         )
+        failpoint("worker.files_published")
         with self._sessions.begin() as session:
             _, number = versions.allocate_version(session, self._claim)
             version = versions.publish(
@@ -215,7 +233,9 @@ class Story:
                 measurements=scores.candidate,
                 move_champion=verdict.outcome == "pass" and brief.publish == "auto",
             )
-            return version.id
+            failpoint("worker.row_written")
+        failpoint("worker.row_committed")
+        return version.id
 
     def _serve(self, brief: Brief, version_id: str) -> None:
         """Wait until the version answers for the champion; a version that is not champion is not awaited."""
@@ -248,11 +268,9 @@ class Story:
                 raise Interrupted(stop)
             time.sleep(SERVING_POLL_SECONDS)
 
-    def _finish(
-        self, status: Status, *, code: str | None = None, message: str | None = None, param: str | None = None
-    ) -> None:
+    def _finish(self, status: Status, failure: Failure | None = None) -> None:
         """End the update and remove its work files; a failed one's log stays."""
-        error = None if code is None else {"code": code, "message": message, "param": param}
+        error = None if failure is None else failure.as_error()
         if status == Status.SUCCEEDED:
             seconds = self._journal.stage_seconds()
             told = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
@@ -261,6 +279,17 @@ class Story:
             updates.finish(session, self._claim, status, error=error)
             # Before the commit: until then no successor can be using these files.
             remove_files(self._folder, keep_log=status == Status.FAILED)
+            failpoint("worker.finishing")
+        failpoint("worker.finished")
+
+    def _retry_later(self, failure: Failure) -> None:
+        # First of all room, which may be what was missing, also for the ledger itself.
+        remove_unfinished(self._folder)
+        with self._sessions.begin() as session:
+            row = updates.retry_later(session, self._claim, failure.as_error(), self._pipeline.patience)
+            if Status(row.status) in FINISHED:
+                remove_files(self._folder, keep_log=row.status == Status.FAILED)
+            failpoint("worker.releasing")
 
     def _give_way(self, stop: Stop) -> None:
         if stop == Stop.CANCEL:
@@ -268,6 +297,8 @@ class Story:
         elif stop in (Stop.SHUTDOWN, Stop.PAUSE):
             with self._sessions.begin() as session:
                 updates.release(session, self._claim)
+                failpoint("worker.releasing")
+            failpoint("worker.released")
         else:
             logger.warning("lost the lease on %s", self._claim.update_id)
 

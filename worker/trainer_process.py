@@ -25,6 +25,7 @@ from domain.errors import TrainingFailed, TrainingRefused
 from domain.training import TRAINER_LINE, DoneLine, RefusedLine, TrainerLine
 from worker.lease import Stop
 from worker.leftovers import LOG
+from worker.setbacks import DISK_FULL, disk_is_full
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,10 @@ def _understand(status: int, last: TrainerLine | None, *, stopped: bool, log_fil
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
         return Ending.KILLED
     how = f"signal {-status}" if status < 0 else f"status {status}"
+    told = tail(log_file)
     raise TrainingFailed(
-        f"The trainer ended with {how} before it was done. End of its log:\n{tail(log_file)}",
-        code="trainer_crashed",
+        f"The trainer ended with {how} before it was done. End of its log:\n{told}",
+        code=DISK_FULL if disk_is_full(log_file.parent, told) else "trainer_crashed",
     )
 
 

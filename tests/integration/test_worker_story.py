@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from domain import failpoint
 from domain.settings import Settings
+from domain.update import FINISHED
 from registry import assistants, measurements, updates
 from registry.tables import Update
 from tests.worker_stack.stack import TEAM, Stack, running_stack
@@ -24,12 +27,23 @@ class Desk:
         self.stack = stack
         self.shutdown = False
         self.pipeline = Pipeline(
-            Settings(), stack.sessions, trainer_command=TRAINER, shutdown_requested=lambda: self.shutdown
+            Settings(update_tries=3, retry_seconds=0.01),
+            stack.sessions,
+            trainer_command=TRAINER,
+            shutdown_requested=lambda: self.shutdown,
         )
 
     def run(self, update_id: str) -> Update:
         self.pipeline.run(update_id)
         return self.stack.update(update_id)
+
+    def run_until_finished(self, update_id: str) -> Update:
+        for _ in range(20):
+            update = self.run(update_id)
+            if update.status in FINISHED:
+                return update
+            time.sleep(0.02)
+        raise AssertionError(f"{update_id} is {update.status}")
 
     def during_step(self, step: int, update_id: str, act: Callable[[], None]) -> None:
         """Do something once, when the trainer has reported the step."""
@@ -176,13 +190,49 @@ def test_a_crash_fails_the_update_and_keeps_only_the_log(stack: Stack, desk: Des
     assert [path.name for path in (stack.home / "work" / update.id).iterdir()] == ["trainer.log"]
 
 
-def test_a_trainer_killed_once_goes_on_and_twice_at_the_same_point_fails(stack: Stack, desk: Desk) -> None:
+def test_a_trainer_killed_again_and_again_ends_the_update(stack: Stack, desk: Desk) -> None:
+    """As the kernel does when memory runs out; what a checkpoint gained forgives what was before."""
     update_id = stack.teach(stack.assistant(), "route")
     stack.plan(steps=4, checkpoint_every=2, kill_self_at=4)
     update = desk.run(update_id)
+    assert (update.status, update.setbacks, update.error) == ("queued", 1, None)
+    update = desk.run_until_finished(update_id)
     assert (update.status, update.error["code"]) == ("failed", "trainer_killed")
+    assert update.error["message"].endswith("(Tried 3 times.)")
     # Begun from nothing, then from the checkpoint of step 2, which each time is as far as it gets.
-    assert stack.steps(update_id) == [1, 2, 3, 3]
+    assert stack.steps(update_id) == [1, 2, 3, 3, 3]
+    assert update.setbacks == 3
+
+
+def test_a_full_disk_is_waited_out(stack: Stack, desk: Desk) -> None:
+    stack.plan(steps=6, checkpoint_every=2, disk_full_at=5)
+    assistant = stack.assistant()
+    update_id = stack.teach(assistant, "route")
+    update = desk.run(update_id)
+    assert (update.status, update.setbacks, stack.champion(assistant)) == ("queued", 1, 0)
+    (warning,) = [event for event in stack.events(update_id) if event.level == "warning"]
+    assert warning.data["error"]["code"] == "disk_full"
+    assert list((stack.home / "work" / update_id).glob("output-*")) == []
+    stack.plan(steps=6, checkpoint_every=2)  # somebody freed space
+    assert desk.run_until_finished(update_id).status == "succeeded"
+    assert stack.steps(update_id) == [1, 2, 3, 4, 5, 6]
+    assert stack.champion(assistant) == 1
+
+
+def test_a_disk_that_fills_while_publishing_costs_no_training(stack: Stack, desk: Desk) -> None:
+    assistant = stack.assistant()
+    update_id = stack.teach(assistant, "route")
+    failpoint.arm(f"worker.staged full {stack.home / 'marker'}")
+    try:
+        update = desk.run(update_id)
+    finally:
+        failpoint.arm(None)
+    assert (update.status, update.setbacks, stack.champion(assistant)) == ("queued", 1, 0)
+    asked = len(stack.engine.chats)
+    assert desk.run_until_finished(update_id).status == "succeeded"
+    assert (len(stack.trainers()), stack.champion(assistant)) == (1, 1)
+    # Everything was measured before: parent and base are in the ledger, the candidate in its work folder.
+    assert len(stack.engine.chats) == asked
 
 
 def test_cancel_while_training(stack: Stack, desk: Desk) -> None:

@@ -37,16 +37,19 @@ MARK = "RATCHET_TEST_STACK"
 
 
 class Stack:
-    def __init__(self, *, lease_seconds: float = 3.0) -> None:
+    def __init__(self, *, lease_seconds: float = 3.0, database_url: str | None = None) -> None:
+        """`database_url`: a migrated database; default: SQLite in the home folder."""
         # Not tmp_path: a unix socket's path is at most 107 bytes.
         self.home = Path(tempfile.mkdtemp(prefix="rw"))
-        self.url = f"sqlite:///{self.home / 'ratchet.db'}"
-        upgrade(self.url)
+        self.url = database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+        if database_url is None:
+            upgrade(self.url)
         self.db = make_engine(self.url)
         self.sessions = make_sessions(self.db)
         self.environment = os.environ | {
             MARK: str(self.home),
             "RATCHET_HOME": str(self.home),
+            "RATCHET_DATABASE_URL": self.url,
             "RATCHET_LEASE_SECONDS": str(lease_seconds),
             "RATCHET_HEARTBEAT_SECONDS": str(lease_seconds / 6),
             "RATCHET_SWEEP_SECONDS": "0.2",
@@ -301,8 +304,8 @@ class Stack:
 
 
 @contextmanager
-def running_stack(**options: float) -> Iterator[Stack]:
-    stack = Stack(**options)
+def running_stack(*, lease_seconds: float = 3.0, database_url: str | None = None) -> Iterator[Stack]:
+    stack = Stack(lease_seconds=lease_seconds, database_url=database_url)
     try:
         yield stack
     finally:

@@ -1,33 +1,33 @@
 """Which updates a sweep sends, and when it sends one again."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from kombu.exceptions import OperationalError
-from sqlalchemy import Engine
+from sqlalchemy import text
 
-from domain.demonstration import DemonstrationLine
-from domain.measurement import GateRules
-from domain.recipe import Recipe
-from domain.skill import ExactGrader
-from registry import assistants, demonstrations, updates
-from registry.session import make_engine, make_sessions, upgrade
+from registry import updates
+from registry.claims import Claim
+from tests.conftest_databases import NewDatabase
+from tests.unit.registry.steps import Ledger, lines
 from worker.dispatcher import RENUDGE_SECONDS, Dispatcher
 
 
 class Scene:
     """A ledger with one queued update per assistant, a broker of a list, and a clock of our own."""
 
-    def __init__(self, url: str) -> None:
-        self.engine: Engine = make_engine(url)
-        self.sessions = make_sessions(self.engine)
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.sessions = ledger.sessions
         self.now = 1000.0
         self.waiting = 0
         self.broker_down = False
         self.sent: list[str] = []
         self.dispatcher = Dispatcher(
-            self.sessions, send=self._send, pending=lambda: self.waiting, clock=lambda: self.now
+            self.sessions,
+            send=self._send,
+            pending=lambda: self.waiting,
+            clock=lambda: self.now,
         )
 
     def _send(self, update_id: str) -> None:
@@ -36,51 +36,21 @@ class Scene:
         self.sent.append(update_id)
 
     def queue(self, name: str) -> str:
-        with self.sessions.begin() as session:
-            assistant = assistants.create_assistant(
-                session,
-                team_id="team_default",
-                name=name,
-                base_model="tiny",
-                parameter_count=1000,
-                context_window=2048,
-                actor="user",
-            )
-            skill = assistants.create_skill(
-                session,
-                assistant,
-                name="route",
-                description="",
-                grader=ExactGrader(),
-                holdout_fraction=0.0,
-                actor="user",
-            )
-            line = DemonstrationLine(prompt="where?", response="there").to_demonstration()
-            demonstrations.accept_batch(session, assistant, skill, [line], actor="user")
-            return updates.create_update(
-                session,
-                assistant,
-                skills=None,
-                recipe=Recipe(),
-                gate=GateRules(),
-                publish="auto",
-                actor="user",
-            ).id
+        assistant = self.ledger.assistant(name)
+        self.ledger.teach(assistant, self.ledger.skill(assistant), lines(0, 1))
+        return self.ledger.queue(assistant).id
 
-    def claim(self, update_id: str) -> updates.Claim:
-        with self.sessions.begin() as session:
-            claim = updates.claim(session, update_id, worker="w", lease_seconds=60)
+    def claim(self, update_id: str) -> Claim:
+        claim = self.ledger.claim(update_id)
         assert claim is not None
         return claim
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    url = f"sqlite:///{tmp_path / 'ratchet.db'}"
-    upgrade(url)
-    made = Scene(url)
-    yield made
-    made.engine.dispose()
+def scene(new_sqlite: NewDatabase) -> Iterator[Scene]:
+    ledger = Ledger(new_sqlite(True))
+    yield Scene(ledger)
+    ledger.engine.dispose()
 
 
 def test_every_waiting_update_is_sent_once(scene: Scene) -> None:
@@ -125,4 +95,17 @@ def test_what_could_not_be_sent_is_sent_by_the_next_sweep(scene: Scene) -> None:
     with pytest.raises(OperationalError):
         scene.dispatcher.sweep()
     scene.broker_down = False
+    assert scene.dispatcher.sweep() == [update]
+
+
+def test_an_update_that_waits_after_a_setback_is_sent_when_its_time_has_come(scene: Scene) -> None:
+    update = scene.queue("a")
+    scene.dispatcher.sweep()
+    claim = scene.claim(update)
+    error = {"code": "disk_full", "message": "full", "param": None}
+    with scene.sessions.begin() as session:
+        updates.retry_later(session, claim, error)
+    assert scene.dispatcher.sweep() == []
+    with scene.sessions.begin() as session:
+        session.execute(text("UPDATE updates SET not_before = not_before - 31"))
     assert scene.dispatcher.sweep() == [update]
