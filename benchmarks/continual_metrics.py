@@ -2,23 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from math import comb
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.bootstrap import DRAWS, Estimate, Floats, estimate, item_weights, ratio, seed_weights
-from benchmarks.study import BASE, PASS_KS, PASS_SAMPLES, Key, Role, StageResult
-from evaluation.benchmarks import LIKELIHOOD
-from evaluation.forgetting import summarise
+from benchmarks.bootstrap import Estimate, estimate, ratio
+from benchmarks.lineages import METRICS, Lineage, draws, lineages_of, stages_of
+from benchmarks.study import PASS_KS, PASS_SAMPLES, Key, Role, StageResult
 
-Lineage = Sequence[StageResult]
-"""Stages 0 (the base) to T of one arm and seed."""
 Claim = Literal["yes", "no", "inconclusive"]
-Draws = dict[str, Floats]
-"""By metric, [1 + DRAWS]: the figure on the items as they are, then on each resample."""
 
 
 class ArmFigures(BaseModel):
@@ -93,9 +86,6 @@ class Figures:
     """The best sdft arm against every arm of the other methods."""
 
 
-METRICS = tuple(name for name, field in ArmFigures.model_fields.items() if field.annotation == float | None)
-
-
 def analyse(
     results: Mapping[Key, StageResult],
     skills: Sequence[str],
@@ -124,18 +114,6 @@ def analyse(
     return Figures(figures, comparisons.get(sft) if sft else None, comparisons)
 
 
-def lineages_of(results: Mapping[Key, StageResult], arm: str) -> dict[int, Lineage]:
-    """By seed, the arm's versions from the base to the last stage that all its seeds have reached; {}
-    without the base or a first stage."""
-    seeds = sorted(seed for name, seed, stage in results if name == arm and stage == 1)
-    if not seeds or (BASE, 0, 0) not in results:
-        return {}
-    reached = min(next(k for k in count(1) if (arm, seed, k + 1) not in results) for seed in seeds)
-    return {
-        seed: [results[BASE, 0, 0], *(results[arm, seed, k] for k in range(1, reached + 1))] for seed in seeds
-    }
-
-
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Unbiased chance that one of k answers is right, 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
 
@@ -146,16 +124,11 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
-def score_rows(lineage: Lineage, skills: Sequence[str]) -> list[dict[str, float]]:
-    """R[t, s] of one lineage: the mean score of each skill after each stage."""
-    return [{skill: _mean(version.skills[skill].values()) for skill in skills} for version in lineage]
-
-
 def _figures(
     role: Role, lineages: Mapping[int, Lineage], skills: Sequence[str], clusters: Mapping[str, str]
 ) -> ArmFigures:
-    estimates = {name: estimate(values) for name, values in _draws(lineages, skills, clusters).items()}
-    taught = skills[: _stages(lineages)]
+    estimates = {name: estimate(values) for name, values in draws(lineages, skills, clusters).items()}
+    taught = skills[: stages_of(lineages)]
     last = [lineage[-1] for lineage in lineages.values()]
     stages = [version for lineage in lineages.values() for version in lineage[1:]]
     passes = [c for version in last for skill in taught for c in version.passes.get(skill, {}).values()]
@@ -188,9 +161,9 @@ def _compare(
     seeds = sorted(left.keys() & right.keys())
     if not seeds:
         return None
-    stages = min(_stages(left), _stages(right))
-    a = _draws({seed: left[seed][: stages + 1] for seed in seeds}, skills, clusters)
-    b = _draws({seed: right[seed][: stages + 1] for seed in seeds}, skills, clusters)
+    stages = min(stages_of(left), stages_of(right))
+    a = draws({seed: left[seed][: stages + 1] for seed in seeds}, skills, clusters)
+    b = draws({seed: right[seed][: stages + 1] for seed in seeds}, skills, clusters)
     losses = ("forgetting", "general_drop", "likelihood_drop")
     return Comparison.model_validate(
         {
@@ -211,65 +184,6 @@ def _claim(excess: Estimate) -> Claim:
     if excess.high is not None and excess.high < 0:
         return "yes"
     return "no" if excess.low is not None and excess.low > 0 else "inconclusive"
-
-
-def _draws(lineages: Mapping[int, Lineage], skills: Sequence[str], clusters: Mapping[str, str]) -> Draws:
-    """Every metric, averaged over resampled seeds."""
-    by_seed = [_lineage_draws(lineage, skills, clusters) for lineage in lineages.values()]
-    weights = seed_weights(list(lineages))
-    return {
-        name: np.sum(weights * np.stack([draws[name] for draws in by_seed], axis=1), axis=1)
-        for name in METRICS
-    }
-
-
-def _lineage_draws(lineage: Lineage, skills: Sequence[str], clusters: Mapping[str, str]) -> Draws:
-    taught = skills[: len(lineage) - 1]
-    learned = {skill: stage for stage, skill in enumerate(taught, start=1)}
-    scores = {
-        skill: _means(skill, [version.skills[skill] for version in lineage], clusters) for skill in taught
-    }
-    general = {
-        name: _means(name, [lineage[0].general[name], lineage[-1].general[name]], clusters)
-        for name in lineage[0].general
-    }
-    likelihood = general.pop(LIKELIHOOD, None)
-    found = {name: np.full(1 + DRAWS, np.nan) for name in METRICS}
-    for draw in range(1 + DRAWS):
-        summary = summarise(
-            [
-                {skill: float(values[t, draw]) for skill, values in scores.items()}
-                for t in range(len(lineage))
-            ],
-            learned,
-            [{g: float(values[t, draw]) for g, values in general.items()} for t in (0, 1)],
-        )
-        for name, value in (
-            ("acc", summary.acc),
-            ("bwt", summary.bwt),
-            ("forgetting", summary.forgetting_mean),
-            ("forgetting_worst", summary.forgetting_worst),
-            ("general_drop", summary.general_drop_mean),
-        ):
-            found[name][draw] = np.nan if value is None else value
-    found["new_skill_score"] = np.mean([scores[skill][stage] for skill, stage in learned.items()], axis=0)
-    if likelihood is not None:
-        found["likelihood_drop"] = likelihood[0] - likelihood[1]
-    if lineage[-1].kl_to_base:
-        found["kl_to_base"] = _means("kl", [lineage[-1].kl_to_base], clusters)[0]
-    return found
-
-
-def _means(suite: str, versions: Sequence[Mapping[str, float]], clusters: Mapping[str, str]) -> Floats:
-    """[versions, 1 + DRAWS] weighted means over the items, which all versions share."""
-    items = list(versions[0])
-    values = np.array([[version[item] for item in items] for version in versions])
-    means: Floats = values @ item_weights(suite, tuple(clusters.get(item, item) for item in items)).T
-    return means
-
-
-def _stages(lineages: Mapping[int, Lineage]) -> int:
-    return len(next(iter(lineages.values()))) - 1
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -11,7 +12,8 @@ import matplotlib.pyplot as plt
 from pydantic import BaseModel, JsonValue
 
 from benchmarks.bootstrap import Estimate
-from benchmarks.continual_metrics import ArmFigures, Comparison, Figures, lineages_of, score_rows
+from benchmarks.continual_metrics import ArmFigures, Comparison, Figures
+from benchmarks.lineages import lineages_of, score_rows
 from benchmarks.study import PASS_KS, Study
 
 PAGE = "report.md"
@@ -47,13 +49,16 @@ def write_report(study: Study, figures: Figures) -> Path:
     """Write the page and its plots into the study's folder; returns the page."""
     page = study.folder / PAGE
     skills = study.settings.skills
-    parts = [_head(study), _arms_table(figures)]
+    parts = [_head(study)]
+    if figures.arms:
+        parts.append(_arms_table(figures))
     if figures.comparisons:
         parts.append(_comparisons_table(figures))
     if figures.arms:
+        parts.append(_matrix(study, figures))
+        if any(arm.pass_at_k for arm in figures.arms.values()):
+            parts.append(_samples_table(figures))
         parts += [
-            _matrix(study, figures),
-            _samples_table(figures),
             f"![Accuracy of each skill after each stage]({OVER_STAGES})",
             f"![New-skill score against forgetting]({TRADE_OFF})",
         ]
@@ -71,8 +76,9 @@ def _head(study: Study) -> str:
     return (
         f"{' -> '.join(settings.skills)} on {settings.base_model}; {settings.eval_rows} eval rows a skill, "
         f"{settings.general_items} items a general benchmark, steps a stage {steps}. Brackets are 95% "
-        "intervals, paired bootstrap over items and seeds; with one seed they tell of items only. Drops, "
-        "forgetting and KL: lower is better."
+        "intervals, paired bootstrap over items and seeds: with one seed they tell of items only, and one "
+        "of width 0 says that no item changed, not that none could. Drops, forgetting and KL: lower is "
+        "better."
     )
 
 
@@ -150,8 +156,9 @@ def _plot_over_stages(study: Study, figures: Figures, skills: Sequence[str], fil
     figure, axes = plt.subplots(1, len(skills), figsize=(3.2 * len(skills), 3.2), sharey=True, squeeze=False)
     scores = _mean_scores(study, figures)
     for place, (skill, axis) in enumerate(zip(skills, axes[0], strict=True), start=1):
-        for name, rows in scores.items():
-            axis.plot(range(len(rows)), [row[skill] for row in rows], marker="o", markersize=3, label=name)
+        for number, (name, rows) in enumerate(scores.items()):
+            values = [row[skill] for row in rows]
+            axis.plot(range(len(rows)), values, **_style(number), markersize=3, label=name)
         axis.axvline(place, color="0.8", linestyle=":", zorder=0)
         axis.set(title=skill, xlabel="stage (dotted: taught)", ylim=(-0.03, 1.03))
         axis.set_xticks(range(len(skills) + 1))
@@ -167,7 +174,7 @@ def _plot_trade_off(figures: Figures, file: Path) -> None:
     panels = (("forgetting", "mean forgetting"), ("likelihood_drop", "drop of general likelihood"))
     figure, axes = plt.subplots(1, len(panels), figsize=(9, 4), sharey=True)
     for axis, (field, heading) in zip(axes, panels, strict=True):
-        for name, arm in figures.arms.items():
+        for number, (name, arm) in enumerate(figures.arms.items()):
             x, y = getattr(arm, field), arm.new_skill_score
             if x is None or y is None:
                 continue
@@ -176,7 +183,7 @@ def _plot_trade_off(figures: Figures, file: Path) -> None:
                 y,
                 xerr=_error(x, arm.intervals[field]),
                 yerr=_error(y, arm.intervals["new_skill_score"]),
-                marker="o",
+                **_style(number),
                 capsize=2,
                 linewidth=0.8,
                 label=name,
@@ -188,6 +195,11 @@ def _plot_trade_off(figures: Figures, file: Path) -> None:
     figure.set_layout_engine("constrained")
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colour and marker of one of the arms: different for the first sixty."""
+    return {"color": plt.get_cmap("tab20")(number % 20), "marker": "osD"[number // 20 % 3]}
 
 
 def _error(value: float, interval: tuple[float | None, float | None]) -> list[list[float]] | None:

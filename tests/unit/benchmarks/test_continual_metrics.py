@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.continual_metrics import analyse, lineages_of, pass_at_k
+from benchmarks.continual_metrics import analyse, pass_at_k
+from benchmarks.lineages import lineages_of
 from benchmarks.study import BASE
 from tests.unit.benchmarks.builders import line, lineage
 
