@@ -1,5 +1,6 @@
 """The application: what starts and stops with it, and which routes it answers."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from api.context import Context
 from api.dashboard import router as dashboard
 from api.edge import Edge
 from api.metrics import Metrics
+from api.outbox_sender import OutboxSender
 from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
 from api.routes import (
@@ -26,6 +28,7 @@ from api.routes import (
     skills,
     updates,
     versions,
+    webhooks,
 )
 from api.swaps import make_controller
 from artifacts.store import ArtifactStore
@@ -33,6 +36,8 @@ from domain.settings import Settings
 from registry.session import make_engine, make_reading_sessions, make_sessions
 from serving.client import KEEP_ALIVE_SECONDS
 from serving.routes import RouteTable
+
+logger = logging.getLogger(__name__)
 
 _ENGINE_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 """Between two bytes of a reply: a whole reply comes at once, after all of its tokens."""
@@ -77,7 +82,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     metrics=metrics,
                 )
                 metrics.watch_serving(lambda: _serving(routes))
+                sender = OutboxSender(sessions, reads, trusted_hosts=chosen.webhook_trusted_hosts)
+                sending = asyncio.create_task(sender.run())
+                sending.add_done_callback(_report_end)
                 yield
+                sending.cancel()
+                await asyncio.wait([sending])
 
     app = FastAPI(
         title="Ratchet",
@@ -99,12 +109,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         aliases,
         models,
         gateway,
+        webhooks,
         audit,
         health,
     ):
         app.include_router(module.router)
     app.include_router(dashboard)
     return app
+
+
+def _report_end(sending: asyncio.Task[None]) -> None:
+    if not sending.cancelled():
+        logger.error("webhooks are no longer sent", exc_info=sending.exception())
 
 
 def _configure_logging(level: str) -> None:

@@ -8,6 +8,7 @@ from api.lists import Listed
 from domain.demonstration import Message
 from domain.measurement import ItemScore, Verdict
 from domain.skill import Grader
+from domain.webhook import EventType
 
 VersionName = str
 """`v0`, `v1`, ..."""
@@ -184,3 +185,39 @@ class AuditReply(Listed):
     object_id: str
     data: dict[str, Any]
     created_at: int
+
+
+class WebhookReply(Listed):
+    object: Literal["webhook"] = "webhook"
+    url: str
+    description: str
+    event_types: list[EventType]
+    """Empty: all."""
+    disabled_because: str | None
+    created_at: int
+
+
+class NewWebhookReply(WebhookReply):
+    secret: str
+    """`whsec_...`: what a Standard Webhooks library takes. Shown this once."""
+
+
+class DeliveryReply(Listed):
+    """One event for one webhook. The id comes with every attempt as `webhook-id`."""
+
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+    webhook: str
+    type: EventType
+    attempts: int
+    next_attempt_at: int | None
+    """Null once delivered or given up."""
+    delivered_at: int | None
+    status_code: int | None
+    error: str | None
+    created_at: int
+
+
+class DeletedReply(BaseModel):
+    id: str
+    object: Literal["webhook.deleted"]
+    deleted: Literal[True] = True

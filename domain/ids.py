@@ -3,7 +3,9 @@
 import secrets
 from typing import Literal
 
-Prefix = Literal["team", "asst", "skill", "batch", "demo", "upd", "ver", "meas", "move", "audit", "req"]
+Prefix = Literal[
+    "team", "asst", "skill", "batch", "demo", "upd", "ver", "meas", "move", "audit", "req", "hook", "msg"
+]
 
 
 def new_id(prefix: Prefix) -> str:

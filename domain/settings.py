@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)
     log_level: str = "INFO"
+    webhook_trusted_hosts: str = ""
+    """Receivers of webhooks that may be private and speak plain HTTP, comma-separated host names."""
     allowed_hosts: str = "127.0.0.1,localhost,[::1]"
     """Host names that the API answers to, comma-separated; `*` answers to any (behind a proxy)."""
 

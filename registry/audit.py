@@ -1,4 +1,7 @@
-"""The audit log: every mutation, written in the mutation's own transaction and never changed."""
+"""The audit log: every mutation, written in the mutation's own transaction and never changed.
+
+What webhooks hear of is put into the outbox here, so that no verb can forget it.
+"""
 
 from typing import Any
 
@@ -6,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from domain.ids import new_id
+from registry import outbox
 from registry.paging import Page, read_page
 from registry.session import db_now
 from registry.tables import AuditRow
@@ -26,6 +30,7 @@ def record(
     )
     session.add(row)
     session.flush()
+    outbox.announce(session, row)
     return row
 
 

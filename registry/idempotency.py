@@ -62,6 +62,16 @@ def complete(session: Session, team_id: str, key: str, status_code: int, respons
     )
 
 
+def purge(session: Session, *, older_than_seconds: float) -> int:
+    """Forget keys that old; how many. The same request again is then a new one."""
+    found = session.execute(
+        delete(IdempotencyKey)
+        .where(IdempotencyKey.created_at < db_now(session) - older_than_seconds)
+        .returning(IdempotencyKey.key)
+    )
+    return len(found.all())
+
+
 def abandon(session: Session, team_id: str, key: str) -> None:
     """Forget a key whose request stored nothing, so that it can be tried again."""
     session.execute(

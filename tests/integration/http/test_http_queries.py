@@ -46,7 +46,8 @@ def counted(context: Context) -> Iterator[list[str]]:
     statements: list[str] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if not statement.startswith(("BEGIN", "PRAGMA")):
+        # The sender of webhooks looks for work whenever it likes.
+        if not statement.startswith(("BEGIN", "PRAGMA")) and "webhook_deliveries" not in statement:
             statements.append(statement)
 
     event.listen(engine, "before_cursor_execute", keep)
