@@ -181,8 +181,11 @@ class OutputFolder:
         staged.replace(self._metrics)
 
     def _require_ours(self) -> None:
-        """Raises CliError when an unfinished training of another job is here: it must not be lost unasked."""
+        """Raises CliError when something else is here, or an unfinished training of another job: neither
+        must be lost unasked."""
         if not self.job_file.exists():
+            if any(self._folder.iterdir()):
+                raise CliError(f"--out {self._folder} holds files of something else: choose another folder")
             return
         try:
             other = TrainingJob.model_validate_json(self.job_file.read_bytes())

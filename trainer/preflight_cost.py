@@ -56,7 +56,10 @@ def estimate_cost(job: TrainingJob, model: Model, material: Material, report: Pr
     peak = max(peak, before + round(activations * _growth(material.lessons, len(longest), recipe)))
 
     reset_peak(model.device)
-    probe = _probe(_excerpt(job, _typical(material.lessons), _short(recipe)), model)
+    # What reinvokes samples in its last steps alone: the probe's only step has to show it.
+    share = recipe.rehearsal_share or (0.5 if recipe.reinvoke_steps else 0.0)
+    typical = _excerpt(job, _typical(material.lessons), _short(recipe, rehearsal_share=share))
+    probe = _probe(typical, model)
     peak = max(peak, peak_bytes(model.device) + _later_bytes(job, material))
 
     seconds = _seconds(probe, material, recipe, report)
@@ -103,21 +106,20 @@ def _probe(job: TrainingJob, model: Model) -> _Probe:
 def _seconds(probe: _Probe, material: Material, recipe: Recipe, report: PreflightReport) -> dict[str, float]:
     """The fields of Cost that are extrapolated."""
     short, line = _short(recipe), probe.line
+    steps = range(material.schedule.steps)
     targets = [len(target.tokens) for target in probe.material.targets or []]
     probed = AnswerLengths(
         student=line.response_tokens,
         teacher=sum(targets) / len(targets) if targets else line.response_tokens,
         rehearsed=short.max_rehearsal_tokens,
     )
-    steps = material.schedule.steps
     measured = work_of(probe.material, recipe, range(1), probed)
-    planned = work_of(material, recipe, range(steps), expected_lengths(report, recipe))
+    planned = work_of(material, recipe, steps, expected_lengths(report, recipe))
     rollout = 0.0
-    if planned.samples:
-        decoded, _ = decoding_steps(report, recipe, PROBE_NEW_TOKENS)
-        longest = decoding_steps(report, recipe, recipe.max_new_tokens)
-        rounds = math.ceil(steps / recipe.rollout_every)
-        rollout += line.rollout_seconds * rounds * sum(longest) / 2 / decoded
+    if planned.sampling_steps:
+        probed_steps = decoding_steps(report, recipe, PROBE_NEW_TOKENS)
+        longer = decoding_steps(report, recipe, recipe.max_new_tokens) / probed_steps
+        rollout += line.rollout_seconds * longer * math.ceil(planned.sampling_steps / recipe.rollout_every)
     if plan_of(recipe).responses == "teacher":
         answers = len(material.lessons) / len(probe.material.lessons)
         length = recipe.max_new_tokens / short.max_new_tokens

@@ -32,11 +32,12 @@ def expected_lengths(report: PreflightReport, recipe: Recipe) -> AnswerLengths:
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that student and teacher read, without what packing saves, and answers sampled by the way."""
+    """Tokens that student and teacher read, without what packing saves."""
 
     student: float
     teacher: float
-    samples: int
+    sampling_steps: int
+    """Steps that need answers to be sampled."""
 
 
 def work_of(material: Material, recipe: Recipe, steps: Iterable[int], answers: AnswerLengths) -> Work:
@@ -45,7 +46,7 @@ def work_of(material: Material, recipe: Recipe, steps: Iterable[int], answers: A
     plan = plan_of(recipe)
     frozen = recipe.teacher in ("parent", "base")
     lessons, rehearsal = material.lessons, material.rehearsal
-    student, teacher, samples, read = 0.0, 0.0, 0, set[int]()
+    student, teacher, sampling, read = 0.0, 0.0, 0, set[int]()
     for step in steps:
         batch = material.schedule.batch(step)
         for index in batch.on_policy:
@@ -60,18 +61,20 @@ def work_of(material: Material, recipe: Recipe, steps: Iterable[int], answers: A
         for index in batch.rehearsal:
             student += len(rehearsal[index]) + answers.rehearsed
             teacher += len(rehearsal[index]) + answers.rehearsed
-        samples += len(batch.on_policy) + len(batch.rehearsal)
-    return Work(student, teacher, samples)
+        sampling += bool(batch.on_policy or batch.rehearsal)
+    return Work(student, teacher, sampling)
 
 
-def decoding_steps(report: PreflightReport, recipe: Recipe, limit: int) -> tuple[float, float]:
-    """Tokens decoded one after another in a round of samples, as many as its longest answer has, at the
-    beginning and at the end of the training; no answer is longer than `limit`."""
-    rehearsed = min(recipe.max_rehearsal_tokens, limit) if recipe.rehearsal_share else 0
-    samples_lessons = plan_of(recipe).responses == "student" and recipe.off_policy_share < 1
-    own = _longest(report.student_tokens, report.student_truncated, recipe) if samples_lessons else 0
-    taught = _longest(report.teacher_tokens, report.teacher_truncated, recipe) if samples_lessons else 0
-    return max(min(own, limit), rehearsed), max(min(taught, limit), rehearsed)
+def decoding_steps(report: PreflightReport, recipe: Recipe, limit: int) -> float:
+    """Tokens decoded one after another in a round of samples: as many as its longest answer has, none above
+    `limit`. Answers may become shorter in training; that is not counted on."""
+    rehearses = recipe.rehearsal_share > 0 or recipe.reinvoke_steps > 0
+    longest = float(min(recipe.max_rehearsal_tokens, limit)) if rehearses else 0.0
+    if plan_of(recipe).responses == "student" and recipe.off_policy_share < 1:
+        own = _longest(report.student_tokens, report.student_truncated, recipe)
+        taught = _longest(report.teacher_tokens, report.teacher_truncated, recipe)
+        longest = max(longest, min(max(own, taught), limit))
+    return longest
 
 
 def _longest(mean: float | None, truncated: float | None, recipe: Recipe) -> float:

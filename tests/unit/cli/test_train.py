@@ -236,6 +236,16 @@ def test_a_sealed_folder_holds_the_model_and_its_record_alone(inputs: Inputs, tm
     assert output.finished() == record
 
 
+def test_a_folder_with_anything_else_in_it_is_left_alone(inputs: Inputs, base: Path) -> None:
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with (
+        pytest.raises(CliError, match="holds files of something else"),
+        OutputFolder(base, None, inputs).opened(),
+    ):
+        pass
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
 def test_two_trainings_cannot_share_a_folder_at_once(inputs: Inputs, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with (

@@ -48,9 +48,11 @@ def test_a_frozen_teacher_reads_demonstration_tokens_once(job: TrainingJob) -> N
     student = 3 * (2 * PROMPT + 2 + 4)
     teacher = 2 * PROMPT + 2 * SHOWN + 1 + 3 + 2 + 4
     frozen = work(job, ANSWERS, off_policy_share=1.0, teacher="parent")
-    assert frozen == Work(student, teacher, samples=0)
-    assert work(job, ANSWERS, off_policy_share=1.0, teacher="ema") == Work(student, 3 * teacher, samples=0)
-    assert work(job, ANSWERS, method="sft") == Work(student, 0, samples=0)
+    assert frozen == Work(student, teacher, sampling_steps=0)
+    assert work(job, ANSWERS, off_policy_share=1.0, teacher="ema") == Work(
+        student, 3 * teacher, sampling_steps=0
+    )
+    assert work(job, ANSWERS, method="sft") == Work(student, 0, sampling_steps=0)
 
 
 def test_samples_have_the_mean_of_both_lengths_and_every_rollout_counts(job: TrainingJob) -> None:
@@ -58,7 +60,7 @@ def test_samples_have_the_mean_of_both_lengths_and_every_rollout_counts(job: Tra
     student = 3 * 2 * (2 * PROMPT + 2 * 5)
     teacher = 3 * 2 * (2 * PROMPT + 2 * SHOWN + 1 + 3 + 2 * 5)
     made = work(job, ANSWERS, off_policy_share=0.0, rollouts_per_prompt=2)
-    assert made == Work(student, teacher, samples=12)
+    assert made == Work(student, teacher, sampling_steps=3)
 
 
 def test_rehearsal_is_read_by_both_without_a_demonstration(job: TrainingJob) -> None:
@@ -76,7 +78,7 @@ def test_rehearsal_is_read_by_both_without_a_demonstration(job: TrainingJob) -> 
     ]
     assert both.student == sum(lessons) + rehearsed
     assert both.teacher == 2 * PROMPT + 2 * SHOWN + 1 + 3 + 2 + 4 + rehearsed
-    assert both.samples == 3
+    assert both.sampling_steps == 3
 
 
 def report(**changes: object) -> PreflightReport:
@@ -90,13 +92,15 @@ def report(**changes: object) -> PreflightReport:
 def test_decoding_is_as_long_as_the_longest_answer() -> None:
     recipe = Recipe(max_new_tokens=100, max_rehearsal_tokens=24, rehearsal_share=0.25)
     measured = report(student_tokens=40.0, student_truncated=0.1, teacher_tokens=8.0, teacher_truncated=0.0)
-    # One of the student's is cut at 100; the teacher's longest is about 16, but rehearsal takes 24.
-    assert decoding_steps(measured, recipe, 100) == (100, 24)
-    assert decoding_steps(measured, recipe, 32) == (32, 24)
-    assert decoding_steps(report(), recipe, 100) == (100, 100)
-    assert decoding_steps(measured, recipe.model_copy(update={"method": "sft"}), 100) == (24, 24)
-    alone = recipe.model_copy(update={"rehearsal_share": 0.0})
-    assert decoding_steps(measured, alone, 100) == (100, 16)
+    # One of the student's answers is cut at 100; where none is, the longest is about 2 * 40.
+    assert decoding_steps(measured, recipe, 100) == 100
+    assert decoding_steps(measured, recipe, 32) == 32
+    assert decoding_steps(measured.model_copy(update={"student_truncated": 0.0}), recipe, 100) == 80
+    assert decoding_steps(report(), recipe, 100) == 100
+    # Supervised, only rehearsal is sampled, and without it nothing.
+    supervised = recipe.model_copy(update={"method": "sft"})
+    assert decoding_steps(measured, supervised, 100) == 24
+    assert decoding_steps(measured, supervised.model_copy(update={"rehearsal_share": 0.0}), 100) == 0
 
 
 def test_lengths_that_were_not_measured_are_the_most_there_can_be() -> None:
@@ -115,6 +119,7 @@ def test_lengths_that_were_not_measured_are_the_most_there_can_be() -> None:
         {"method": "offline_distillation", "teacher": "parent"},
         {"teacher": "parent", "rollout_every": 1, "rollouts_per_prompt": 2},
         {"lora_rank": 0},
+        {"method": "sft_reinvoke", "reinvoke_steps": 3, "rehearsal_share": 0.0},
     ],
 )
 def test_every_way_of_training_is_probed_whole(job: TrainingJob, changes: dict[str, object]) -> None:
