@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(default=30.0, gt=0)
     """Before the second try of an update; doubled for each further one, up to ten minutes."""
     trainer_threads: int = Field(default_factory=half_the_cores, ge=1)
+    trainer_processes: int = Field(default=1, ge=1)
+    """That train together, one for each GPU; a CPU is used better by the threads of one."""
     trainer_sharded: bool = False
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)

@@ -36,7 +36,7 @@ class TrainingJob(BaseModel):
     """Folder of the base model, Hugging Face layout."""
     base_model: str
     parent_adapter_path: str | None
-    """None when the parent is the base itself."""
+    """Folder of the parent version, an adapter or a full checkpoint; None when the parent is the base."""
     recipe: Recipe
     skills: list[SkillToTeach]
     rehearsal: list[list[Message]] = Field(default_factory=list)
@@ -44,7 +44,8 @@ class TrainingJob(BaseModel):
     checkpoint_dir: str
     """The trainer resumes from the newest checkpoint here that verifies."""
     output_dir: str
-    """Receives the adapter (PEFT layout, safetensors); must not exist or be empty."""
+    """Receives the version: an adapter (PEFT layout) or, with lora_rank 0, a whole Hugging Face folder; must
+    not exist or be empty."""
 
     def fingerprint(self) -> str:
         """sha256 over what decides the result: checkpoints of another recipe or other data don't count."""

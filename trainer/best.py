@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoints import BestScore
+from trainer.model import Model
 
 
 class BestWeights:
     """Watches scores and keeps a copy of the student's parameters at the best one."""
 
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
-        self._parameters = parameters
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._parameters = model.parameters("student")
         self._kept: dict[str, Tensor] = {}
         self.score: BestScore | None = None
 
@@ -33,13 +35,15 @@ class BestWeights:
         """Give the parameters their best values; nothing where no score was heard."""
         for name, tensor in self._kept.items():
             self._parameters[name].copy_(tensor)
+        self._model.updated("student")
 
     def tensors(self) -> dict[str, Tensor]:
-        return {f"best/{name}": tensor for name, tensor in self._kept.items()}
+        return {f"best/{name}": self._model.whole(name, tensor) for name, tensor in self._kept.items()}
 
     def restore(self, score: BestScore | None, saved: dict[str, Tensor]) -> None:
         self.score = score
         if score is not None:
             self._kept = {
-                name: saved[f"best/{name}"].to(tensor.device) for name, tensor in self._parameters.items()
+                name: self._model.part(name, saved[f"best/{name}"]).to(tensor.device)
+                for name, tensor in self._parameters.items()
             }

@@ -21,10 +21,15 @@ BUCKET_ELEMENTS = 1 << 24
 """Gradients that are added up in one message: 64 MiB of float32."""
 
 
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return bool(dist.is_torchelastic_launched())
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Meet the other processes that torchrun started, if any; part from them at the end."""
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     if torch.cuda.is_available():
@@ -68,15 +73,14 @@ def any_of(flag: bool) -> bool:
     return any(_gather(flag))
 
 
+def agree(value: int) -> bool:
+    """Whether every process has the same value."""
+    return len(set(_gather(value))) == 1
+
+
 def add_up(value: float) -> float:
     """The sum over processes."""
     return sum(_gather(value))
-
-
-def wait() -> None:
-    """Until every process is here."""
-    if size() > 1:
-        dist.barrier()
 
 
 def add_up_gradients(parameters: Iterable[Tensor]) -> None:

@@ -13,7 +13,9 @@ from trainer import attention
 from trainer.adapted_model import AdaptedModel
 from trainer.adapter_files import is_adapter, read_adapter
 from trainer.full_model import FullModel
+from trainer.methods import plan_of
 from trainer.model import Model, Role, compute_device, compute_dtype
+from trainer.preflight_gap import has_teacher
 
 
 def load_model(base_path: Path, recipe: Recipe, parent: Path | None) -> Model:
@@ -40,9 +42,11 @@ def load_model(base_path: Path, recipe: Recipe, parent: Path | None) -> Model:
     if parent is not None and is_adapter(parent):
         _merge(start, parent)
     frozen: dict[Role | None, PreTrainedModel] = {}
-    if recipe.teacher == "parent" or recipe.rehearsal_share > 0:
+    teacher = recipe.teacher if has_teacher(recipe) else None
+    rehearses = recipe.rehearsal_share > 0 or recipe.reinvoke_steps > 0
+    if teacher == "parent" or rehearses or plan_of(recipe).responses == "teacher":
         frozen["parent" if parent is not None else None] = copy.deepcopy(start)
-    if recipe.teacher == "base" and None not in frozen:
+    if teacher == "base" and None not in frozen:
         frozen[None] = copy.deepcopy(start) if parent is None else _read(base_path, compute_dtype())
     return FullModel(
         start,
@@ -51,7 +55,7 @@ def load_model(base_path: Path, recipe: Recipe, parent: Path | None) -> Model:
         AutoConfig.from_pretrained(base_path).dtype or compute_dtype(),
         frozen,
         has_parent=parent is not None,
-        averaged=recipe.teacher == "ema",
+        averaged=teacher == "ema",
     )
 
 

@@ -85,8 +85,7 @@ class Model(ABC):
         self._use(role)
         try:
             yield
-            if self._lockstep:
-                self._lockstep.finish(self._empty_pass)
+            self.catch_up()
         finally:
             self._use(None)
 
@@ -117,6 +116,12 @@ class Model(ABC):
         return self.hidden(
             batch.ids.to(self.device), attention_mask=mask, position_ids=batch.positions.to(self.device)
         )
+
+    def catch_up(self) -> None:
+        """Before processes exchange anything else inside a `using` block: wait until all have run their
+        passes."""
+        if self._lockstep:
+            self._lockstep.finish(self._empty_pass)
 
     def head_of(self, role: Role | None) -> Tensor:
         """The output layer's weight in `role`, [vocabulary, hidden]; it requires a gradient where it trains.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from domain.recipe import Recipe
+from trainer import distributed
 from trainer.divergence import divergence_of, reverse_kl
 from trainer.loss import Drawn, TokenLoss, cross_entropy_loss, divergence_loss
 from trainer.methods import plan_of
@@ -55,21 +56,26 @@ class Optimizer:
     def step(
         self, sequences: Sequence[Training], learning_rate: float, *, measure_base: bool = False
     ) -> StepFigures:
-        """One step of AdamW at `learning_rate` on `sequences`."""
+        """One step of AdamW at `learning_rate` on `sequences`, of which each process works on a share."""
         started, read = time.monotonic(), self._model.tokens_read
-        scored = [s for s in sequences if s.rehearsal or self._plan.loss == "divergence"]
+        weights = token_weights([s.mask for s in sequences])
+        counted = [pair for pair in zip(sequences, weights, strict=True) if any(pair[0].mask)]
+        mine = distributed.share(counted)
+        scored = [s for s, _ in mine if s.rehearsal or self._plan.loss == "divergence"]
         states = dict(zip(map(id, scored), self._teacher.states(scored), strict=True))
         scored_at = time.monotonic()
-        base = self._base_states(sequences) if measure_base else {}
+        base = self._base_states([s for s, _ in mine]) if measure_base else {}
         teacher_tokens = self._model.tokens_read - read
-        measured = self._backward(sequences, states, base)
+        measured = self._backward(mine, states, base)
+        student_tokens = self._model.tokens_read - read - teacher_tokens
+        measured.gather()
         norm = self._model.clip_gradients(self._recipe.max_grad_norm)
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         self._model.updated("student")
-        if self._recipe.teacher == "ema":
+        if self._model.has("ema"):
             update_average(self._model.parameters("ema"), self.parameters, self._recipe.teacher_update_rate)
             self._model.updated("ema")
         return StepFigures(
@@ -79,8 +85,8 @@ class Optimizer:
             base_kl=_mean(measured.base),
             entropy=_mean(measured.entropies),
             grad_norm=norm,
-            teacher_tokens=teacher_tokens,
-            student_tokens=self._model.tokens_read - read - teacher_tokens,
+            teacher_tokens=int(distributed.add_up(teacher_tokens)),
+            student_tokens=int(distributed.add_up(student_tokens)),
             scored_tokens=sum(len(row) for row in measured.entropies),
             teacher_seconds=scored_at - started,
             student_seconds=time.monotonic() - scored_at,
@@ -95,20 +101,23 @@ class Optimizer:
         return dict(zip(map(id, drawn), states, strict=True))
 
     def _backward(
-        self, sequences: Sequence[Training], states: dict[int, Tensor], base: dict[int, Tensor]
+        self,
+        mine: Sequence[tuple[Training, list[float]]],
+        states: dict[int, Tensor],
+        base: dict[int, Tensor],
     ) -> "_Measured":
-        """Accumulate gradients; `states` and `base` by the sequence's identity."""
-        weights = token_weights([s.mask for s in sequences])
+        """Accumulate gradients of sequences with their tokens' weights; `states` and `base` by the
+        sequence's identity. A backward pass follows each forward pass, as `Model.using` wants it."""
         measured = _Measured()
         with self._model.using("student"):
-            for members, student in response_states(self._model, [(s.prompt, s.response) for s in sequences]):
+            for members, student in response_states(self._model, [(s.prompt, s.response) for s, _ in mine]):
                 totals = []
                 for rehearsal in (False, True):
                     part = _Part(
                         [
-                            (sequences[index], hidden, weights[index])
+                            (mine[index][0], hidden, mine[index][1])
                             for index, hidden in zip(members, student, strict=True)
-                            if sequences[index].rehearsal == rehearsal and any(sequences[index].mask)
+                            if mine[index][0].rehearsal == rehearsal
                         ]
                     )
                     if part.members:
@@ -116,10 +125,9 @@ class Optimizer:
                         totals.append(result.total)
                         measured.add(result, rehearsal=rehearsal)
                         self._compare_with_base(part, base, measured)
-                if totals:
-                    total = torch.stack(totals).sum()
-                    total.backward()
-                    measured.loss += total.item()
+                total = torch.stack(totals).sum()
+                total.backward()
+                measured.loss += total.item()
         return measured
 
     def _loss(self, part: "_Part", states: dict[int, Tensor]) -> TokenLoss:
@@ -164,7 +172,7 @@ class Optimizer:
             saved[f"student/{name}"] = self._model.whole(name, parameter)
             for moment, value in self._adam.state[parameter].items():
                 saved[f"adam.{moment}/{name}"] = self._model.whole(name, value)
-        if self._recipe.teacher == "ema":
+        if self._model.has("ema"):
             for name, parameter in self._model.parameters("ema").items():
                 saved[f"ema/{name}"] = self._model.whole(name, parameter)
         return saved
@@ -182,7 +190,7 @@ class Optimizer:
                         value if moment == "step" else value.to(parameter.device)
                     )
         self._model.updated("student")
-        if self._recipe.teacher == "ema":
+        if self._model.has("ema"):
             for name, parameter in self._model.parameters("ema").items():
                 parameter.copy_(self._model.part(name, saved[f"ema/{name}"]))
             self._model.updated("ema")
@@ -242,6 +250,13 @@ class _Measured:
         (self.rehearsal if rehearsal else self.lessons).append(result.per_token)
         self.entropies.append(result.entropy)
 
+    def gather(self) -> None:
+        """Take in the other processes' figures."""
+        self.loss = distributed.add_up(self.loss)
+        for rows in (self.lessons, self.rehearsal, self.base, self.entropies):
+            rows[:] = [distributed.concatenate(torch.cat([torch.empty(0), *(row.cpu() for row in rows)]))]
+
 
 def _mean(values: list[Tensor]) -> float | None:
-    return float(torch.cat(values).mean()) if values else None
+    together = torch.cat(values)
+    return float(together.mean()) if together.numel() else None

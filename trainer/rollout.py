@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
+from trainer import distributed
 from trainer.model import Model
 from trainer.packing import common_beginning
 
@@ -42,23 +43,28 @@ GREEDY = Sampling(temperature=0.0)
 def sample(
     model: Model, prompts: Sequence[list[int]], limits: Sequence[int], sampling: Sampling
 ) -> list[Sample]:
-    """One answer for each prompt, of at most its limit of tokens, by the role in use."""
+    """One answer for each prompt, of at most its limit of tokens, by the role in use.
+
+    Processes that train together draw a share each and return all answers.
+    """
     if not prompts:
         return []
     generator = torch.Generator().manual_seed(sampling.seed)
     uniforms = torch.rand(len(prompts), max(limits), generator=generator)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: dict[int, Sample] = {}
-    for start in range(0, len(by_length), MAX_ROWS):
-        chosen = by_length[start : start + MAX_ROWS]
-        group = _sample_group(
+    mine = distributed.share(by_length)
+    drawn: list[Sample] = []
+    for start in range(0, len(mine), MAX_ROWS):
+        chosen = mine[start : start + MAX_ROWS]
+        drawn += _sample_group(
             model,
             [prompts[i] for i in chosen],
             [limits[i] for i in chosen],
             sampling,
             uniforms[chosen].to(model.device),
         )
-        answers.update(zip(chosen, group, strict=True))
+    model.catch_up()
+    answers = dict(zip(by_length, distributed.collect(drawn), strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 

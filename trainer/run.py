@@ -15,7 +15,7 @@ from domain.training import (
     TrainerLine,
     TrainingJob,
 )
-from trainer import checkpoints
+from trainer import checkpoints, distributed
 from trainer.best import BestWeights
 from trainer.checkpoints import Checkpoint, PendingSample, State
 from trainer.loading import load_model
@@ -49,12 +49,12 @@ def train(job: TrainingJob, emit: Emit, stop_requested: Callable[[], bool]) -> N
         report = run.examine()
         emit(PreflightLine(**report.model_dump()))
         refuse(report)
-        if stop_requested():  # nothing to write yet
+        if distributed.any_of(stop_requested()):  # nothing to write yet
             raise Interrupted
         run.begin()
     while not run.finished:
         run.take_step()
-        if stop_requested() and not run.finished:
+        if distributed.any_of(stop_requested()) and not run.finished:
             run.save()
             raise Interrupted
         if run.step % recipe.checkpoint_every == 0:
@@ -70,7 +70,7 @@ class Run:
         self.material = Material(job, model)
         self.teacher = Teacher(model, job.recipe)
         self._optimizer = Optimizer(model, job.recipe, self.teacher)
-        self._best = BestWeights(self._optimizer.parameters)
+        self._best = BestWeights(model)
         self._pending: dict[int, list[PendingSample]] = {}
         self.step = 0
         self.seconds = 0.0
@@ -100,6 +100,8 @@ class Run:
     def resume(self) -> bool:
         """Continue from the newest checkpoint that verifies; False when there is none."""
         found = checkpoints.load_newest(Path(self._job.checkpoint_dir), self._job.fingerprint())
+        if not distributed.agree(found.state.step if found else 0):
+            raise RuntimeError("The processes found different checkpoints; checkpoint_dir must be shared.")
         if found is None:
             return False
         self._optimizer.restore(found.tensors)
@@ -120,13 +122,13 @@ class Run:
             best=self._best.score,
         )
         tensors = self._optimizer.tensors() | self._best.tensors()
-        checkpoints.save(Path(self._job.checkpoint_dir), Checkpoint(state, tensors))
+        if distributed.is_first():
+            checkpoints.save(Path(self._job.checkpoint_dir), Checkpoint(state, tensors))
         self._emit(CheckpointLine(step=self.step))
 
     def finish(self) -> None:
         """Write the student, or the best of the weights that were scored."""
         self._best.put_back()
-        self._model.updated("student")
         self._model.save_student(Path(self._job.output_dir), self._job.base_model)
         self._emit(DoneLine(steps=self.step, seconds=self.seconds))
 
@@ -138,7 +140,8 @@ class Run:
         if self.step not in self._pending:
             self._pending |= self.material.draw_round(self.step)
         samples = self._pending.pop(self.step)
-        rolled_out, rollout_tokens = time.monotonic(), self._model.tokens_read - read
+        rolled_out = time.monotonic()
+        rollout_tokens = int(distributed.add_up(self._model.tokens_read - read))
         rate = schedule.learning_rate(self.step)
         every = self._recipe.kl_to_base_every
         measure_base = every > 0 and self.step % every == 0 and self._model.has(None)
@@ -180,7 +183,7 @@ class Run:
         # Output layer: every rollout pass's last state at least; teacher, student and its gradient.
         return 2.0 * (
             read * self._model.trunk_parameters
-            + (rollout_tokens + 3 * figures.scored_tokens) * self._model.head.numel()
+            + (rollout_tokens + 3 * figures.scored_tokens) * self._model.head_of("student").numel()
         )
 
     def _score_holdout(self) -> None:

@@ -48,18 +48,19 @@ class Teacher:
     def states(self, sequences: Sequence[Training]) -> list[Tensor]:
         """Hidden states that predict each response token, [response, hidden] per sequence."""
         found: dict[int, Tensor] = {}
-        together: dict[Role | None, list[int]] = {}
-        for index, sequence in enumerate(sequences):
-            if sequence.rehearsal:
-                together.setdefault(self._model.parent(), []).append(index)
-            elif self._frozen:
-                found[index] = self._frozen_states(sequence)
-            else:
-                together.setdefault(self.adapter, []).append(index)
-        for adapter, members in together.items():
-            with self._model.using(adapter):
-                rows = [(sequences[i].teacher_prompt, sequences[i].response) for i in members]
-                found.update(zip(members, all_response_states(self._model, rows), strict=True))
+        # The same blocks on every process, whatever its share holds.
+        for role in dict.fromkeys([self.adapter, self._model.parent()]):
+            together: list[int] = []
+            with self._model.using(role):
+                for index, sequence in enumerate(sequences):
+                    if role != (self._model.parent() if sequence.rehearsal else self.adapter):
+                        continue
+                    if self._frozen and not sequence.rehearsal:
+                        found[index] = self._frozen_states(sequence)
+                    else:
+                        together.append(index)
+                rows = [(sequences[i].teacher_prompt, sequences[i].response) for i in together]
+                found.update(zip(together, all_response_states(self._model, rows), strict=True))
         return [found[index] for index in range(len(sequences))]
 
     def _frozen_states(self, sequence: Training) -> Tensor:
@@ -68,8 +69,7 @@ class Teacher:
         prompt, shared = sequence.teacher_prompt, sequence.shared_tokens
         cache = copy.deepcopy(self._prefix(tuple(prompt[:shared])))
         ids = torch.tensor([[*prompt[shared:], *sequence.response[:-1]]], device=self._model.device)
-        with self._model.using(self.adapter):
-            states = self._model.hidden(ids, cache=cache)[0, -len(sequence.response) :].clone()
+        states = self._model.hidden(ids, cache=cache)[0, -len(sequence.response) :].clone()
         # Full means full: epochs visit lessons in a cycle, where evicting the oldest would always evict the
         # one that comes next.
         if sequence.lesson is not None and self._own_bytes + states.nbytes <= OWN_STATES_BYTES:
@@ -81,7 +81,6 @@ class Teacher:
         if tokens not in self._prefixes:
             cache = DynamicCache()
             if tokens:
-                with self._model.using(self.adapter):
-                    self._model.hidden(torch.tensor([tokens], device=self._model.device), cache=cache)
+                self._model.hidden(torch.tensor([tokens], device=self._model.device), cache=cache)
             self._prefixes[tokens] = cache
         return self._prefixes[tokens]

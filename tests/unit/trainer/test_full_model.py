@@ -57,6 +57,10 @@ def in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"teacher": "parent"}, {None}),
         ({"teacher": "base"}, {None}),
         ({"teacher": "ema", "rehearsal_share": 0.25}, {"ema", None}),
+        ({"teacher": "live"}, set()),
+        ({"teacher": "ema", "method": "sft"}, set()),
+        ({"teacher": "ema", "method": "sft_reinvoke", "reinvoke_steps": 2}, {None}),
+        ({"teacher": "live", "method": "offline_distillation"}, {None}),
     ],
 )
 def test_only_the_copies_that_the_recipe_needs_from_a_base(

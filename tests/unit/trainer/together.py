@@ -1,0 +1,55 @@
+"""Run jobs one after another in processes that torchrun started: `-m tests.unit.trainer.together PLAN`.
+
+In float32 whatever the hardware prefers, so that one process and several can be compared tightly.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, TypeAdapter
+
+import trainer.loading
+from domain.training import StepLine, TrainerLine, TrainingJob
+from trainer import distributed
+from trainer.run import Interrupted, train
+
+
+class Planned(BaseModel):
+    job: TrainingJob
+    sharded: bool
+    stop_after: int | None
+    """Steps after which the first process alone is asked to stop."""
+    lines: Path
+    """Receives what every process emits, so that its length shows who did."""
+
+
+PLAN = TypeAdapter(list[Planned])
+
+
+def run(planned: Planned) -> None:
+    os.environ["RATCHET_TRAINER_SHARDED"] = str(planned.sharded)
+    steps = 0
+
+    def hear(line: TrainerLine) -> None:
+        nonlocal steps
+        steps += isinstance(line, StepLine)
+        with planned.lines.with_suffix(f".{distributed.rank()}").open("a") as file:
+            file.write(line.model_dump_json() + "\n")
+
+    def stop() -> bool:
+        return distributed.is_first() and steps == planned.stop_after
+
+    try:
+        train(planned.job, hear, stop)
+    except Interrupted:
+        assert planned.stop_after is not None
+
+
+if __name__ == "__main__":
+    trainer.loading.compute_dtype = lambda: torch.float32
+    with distributed.joined():
+        assert distributed.size() > 1
+        for one in PLAN.validate_json(Path(sys.argv[1]).read_bytes()):
+            run(one)
