@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-from pydantic import BaseModel, JsonValue
+from pydantic import JsonValue
 
 from benchmarks.bootstrap import Estimate
 from benchmarks.continual_metrics import ArmFigures, Comparison, Figures
@@ -34,12 +34,13 @@ COLUMNS = (
 def summary(figures: Figures) -> dict[str, JsonValue]:
     """The benchmark's last line."""
 
-    def plain(model: BaseModel | None) -> JsonValue:
-        value: JsonValue = None if model is None else model.model_dump(mode="json")
-        return value
+    def plain(one: Comparison | None) -> JsonValue:
+        if one is None:
+            return None
+        return {name: value._asdict() if isinstance(value, Estimate) else value for name, value in one}
 
     return {
-        "arms": {name: plain(arm) for name, arm in figures.arms.items()},
+        "arms": {name: arm.model_dump(mode="json") for name, arm in figures.arms.items()},
         "sdft_vs_sft": plain(figures.sdft_vs_sft),
         "comparisons": {name: plain(one) for name, one in figures.comparisons.items()},
     }

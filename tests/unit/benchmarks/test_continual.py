@@ -80,7 +80,8 @@ def test_a_study_from_nothing_to_its_report(whole: tuple[Path, dict[str, object]
     versus = last["sdft_vs_sft"]
     assert isinstance(versus, dict)
     assert (versus["arm"], versus["against"]) == ("kept", "lost")
-    assert len(versus["forgetting_ratio"]) == len(versus["general_drop_ratio"]) == 3
+    for name in ("forgetting_ratio", "general_drop_ratio", "likelihood_drop_ratio", "new_skill_difference"):
+        assert set(versus[name]) == {"value", "low", "high"}
     report = (folder / "report.md").read_text()
     assert "| kept | 2 | 1 |" in report
     for plot in ("accuracy.svg", "forgetting.svg"):
