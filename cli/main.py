@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import assistants, doctor, train, updates, versions
+from cli import assistants, bench, doctor, train, updates, versions
 from cli.client import DEFAULT_PORT
 from cli.demo import demo
 from cli.errors import CliError
@@ -41,6 +41,7 @@ app.add_typer(assistants.skills_app, name="skills")
 app.add_typer(assistants.demos_app, name="demos")
 app.add_typer(updates.updates_app, name="updates")
 app.add_typer(versions.versions_app, name="versions")
+app.add_typer(bench.bench_app, name="bench")
 app.command()(updates.update)
 app.command()(versions.matrix)
 app.command()(versions.promote)
