@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from api.context import Context, Ctx, Team
 from domain.errors import Conflict
+from domain.failpoint import failpoint
 from registry import idempotency
 
 
@@ -51,6 +52,8 @@ class Creation:
             text = work(session).model_dump_json()
             if self.key is not None:
                 idempotency.complete(session, self.team_id, self.key, status_code, text)
+            failpoint("api.committing")
+        failpoint("api.committed")
         return _json(text, status_code)
 
     def amend(self, reply: BaseModel, *, status_code: int = 201) -> Response:

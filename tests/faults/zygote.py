@@ -3,7 +3,8 @@
 A fault test starts a thousand processes, and importing costs more than what they do. One JSON object per
 line comes in, the new process's id goes out: {"role": "claim", "update": ID} works one update and ends;
 {"role": "work", "seed": N} is a worker without a broker, which works whatever is to be had;
-{"role": "api", "port": N} is the API. `failpoint` arms the new process, and so its trainer.
+{"role": "api", "port": N} is the API. `failpoint` arms the new process, and so its trainer; `clock` sets its
+wall clock ahead, in seconds.
 """
 
 import ctypes
@@ -61,6 +62,9 @@ def child(order):
     os.dup2(2, 1)
     os.environ[failpoint.VARIABLE] = order.get("failpoint", "")
     failpoint.arm(os.environ[failpoint.VARIABLE])
+    if "clock" in order:
+        now = time.time
+        time.time = lambda: now() + order["clock"]
     match order["role"]:
         case "claim":
             pipeline().run(order["update"])
