@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check faults install clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,10 @@ check: install
 
 test: install
 	$(BIN)/pytest
+
+# The long form of tests/faults; FAULTS_UPDATES, FAULTS_BATCHES and FAULTS_SEED set its size and its dice.
+faults: install
+	FAULTS=long $(BIN)/pytest -s tests/faults tests/integration/test_worker_processes.py
 
 clean:
 	rm -rf $(VENV)
