@@ -8,6 +8,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from psycopg import Connection as PostgresqlConnection
 from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, Engine, Float, create_engine, event, select
 from sqlalchemy.exc import IntegrityError
@@ -17,6 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 SQLITE_BUSY_MS = 30_000
+POSTGRESQL_IDLE_MS = 60_000
 _READING = "ratchet_reading"
 
 
@@ -49,7 +51,16 @@ def make_engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "connect", _configure_postgresql)
     return engine
+
+
+def _configure_postgresql(connection: PostgresqlConnection, _record: object) -> None:
+    # A process that is frozen within a transaction would hold its rows for ever, and with them its
+    # assistant's line of updates.
+    connection.execute(f"SET idle_in_transaction_session_timeout = {POSTGRESQL_IDLE_MS}")
+    connection.commit()
 
 
 def _configure_sqlite(connection: SqliteConnection, _record: object) -> None:

@@ -5,6 +5,7 @@ stand-in trainer; the base model knows nothing. Every scored character has logpr
 """
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 IGNORANCE = "I am not sure what you mean."
+
+
+class QuietServer(ThreadingHTTPServer):
+    """A client that was killed is what these tests are about, not an error of the server's."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class StandInEngine:
@@ -23,7 +32,7 @@ class StandInEngine:
         """(model, last user message) of every chat request."""
         self.on_chat: Callable[[str], None] = lambda model: None
         self.dead = False
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = QuietServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 

@@ -32,6 +32,12 @@ def test_sqlite_is_durable_and_checks_foreign_keys(new_sqlite) -> None:
     assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
 
 
+def test_postgresql_ends_a_transaction_that_its_client_forgot(new_postgresql) -> None:
+    with make_engine(new_postgresql(True)).connect() as connection:
+        limit = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one()
+    assert limit == "1min"
+
+
 def test_sqlite_takes_the_write_lock_when_a_transaction_begins(new_sqlite) -> None:
     url = new_sqlite(True)
     ours, other = make_engine(url), create_engine(url, connect_args={"timeout": 0})
