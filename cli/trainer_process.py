@@ -71,7 +71,7 @@ def _passing_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     def pass_on(number: int, frame: FrameType | None) -> None:
         came.append(number)
         if len(came) == 1:
-            err.print("\nstopping after this step, with a checkpoint; once more stops at once")
+            err.print("\nstopping; once more stops at once, without a checkpoint")
             process.terminate()
         else:
             process.kill()

@@ -94,7 +94,8 @@ def refuse(report: PreflightReport) -> None:
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The texts that the tokenizer reads as control tokens wherever they stand, sorted."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted({*added, *tokenizer.all_special_tokens})
+    # Some models pad with an ordinary character: it controls nothing.
+    return sorted(token for token in {*added, *tokenizer.all_special_tokens} if len(token.strip()) > 1)
 
 
 def _longest_read(lesson: Lesson, recipe: Recipe) -> list[int]:

@@ -87,6 +87,9 @@ def test_control_tokens_are_found_wherever_they_stand(job: TrainingJob) -> None:
 def test_control_tokens_are_the_tokenizers_special_ones(job: TrainingJob) -> None:
     model = load_model(Path(job.base_path), job.recipe, None)
     assert control_tokens(model.tokenizer) == ["</s>", "<s>"]
+    model.tokenizer.pad_token = "!"
+    assert "!" in model.tokenizer.all_special_tokens
+    assert control_tokens(model.tokenizer) == ["</s>", "<s>"]
 
 
 def test_a_rehearsal_prompt_that_is_too_long_is_named_where_it_is_used(job: TrainingJob) -> None:
