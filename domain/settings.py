@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     trainer_threads: int = Field(default_factory=half_the_cores, ge=1)
     trainer_processes: int = Field(default=1, ge=1)
     """That train together, one for each GPU; a CPU is used better by the threads of one."""
+    trainer_silence_seconds: float = Field(default=1800.0, gt=0)
+    """A trainer that reports nothing for so long hangs: it is killed, and the update tried again."""
     trainer_sharded: bool = False
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)

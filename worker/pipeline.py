@@ -178,6 +178,7 @@ class Story:
             job_file,
             output,
             threads=self._settings.trainer_threads,
+            silence_seconds=self._settings.trainer_silence_seconds,
             lease=self._lease,
             journal=self._journal,
         )

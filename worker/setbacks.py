@@ -10,6 +10,7 @@ from domain.errors import EngineUnavailable, RatchetError, TrainingFailed
 
 DISK_FULL = "disk_full"
 TRAINER_KILLED = "trainer_killed"
+TRAINER_SILENT = "trainer_silent"
 TRAINER_STOPPED = "trainer_stopped"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SCARCE = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
@@ -53,7 +54,7 @@ def disk_is_full(folder: Path, log_tail: str) -> bool:
 
 def _may_pass(error: RatchetError) -> bool:
     if isinstance(error, TrainingFailed):
-        return error.code in (DISK_FULL, TRAINER_KILLED, TRAINER_STOPPED)
+        return error.code in (DISK_FULL, TRAINER_KILLED, TRAINER_SILENT, TRAINER_STOPPED)
     return isinstance(error, EngineUnavailable) and error.code != "engine_refused"
 
 

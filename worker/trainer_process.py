@@ -25,7 +25,7 @@ from domain.errors import TrainingFailed, TrainingRefused
 from domain.training import TRAINER_LINE, DoneLine, RefusedLine, TrainerLine
 from worker.lease import Stop
 from worker.leftovers import LOG
-from worker.setbacks import DISK_FULL, disk_is_full
+from worker.setbacks import DISK_FULL, TRAINER_SILENT, disk_is_full
 
 logger = logging.getLogger(__name__)
 
@@ -52,27 +52,33 @@ def run_trainer(
     job_file: Path,
     *,
     threads: int,
+    silence_seconds: float,
     on_line: Callable[[TrainerLine], None],
     stop: Callable[[], Stop | None],
 ) -> Ending:
     """Run one trainer to its end. Must be called from the main thread: the kernel ties the trainer's
     life to the thread that forks it.
 
-    Raises TrainingRefused with preflight's reason, TrainingFailed with the tail of its log, and whatever
-    `on_line` raises; in every case no process of the trainer's group is left.
+    Raises TrainingRefused with preflight's reason, TrainingFailed with the tail of its log or when it says
+    nothing for `silence_seconds`, and whatever `on_line` raises; in every case no process of the trainer's
+    group is left.
     """
     log_file = job_file.with_name(LOG)
     last: TrainerLine | None = None
     asked_at: float | None = None
     with _started([*command, str(job_file)], log_file, threads) as process:
         lines = _lines_of(process)
+        heard_at = time.monotonic()
         while True:
             try:
                 raw = lines.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if process.poll() is not None:  # what it left behind holds the pipe open
                     _signal_group(process, signal.SIGKILL)
+                elif time.monotonic() - heard_at > silence_seconds:
+                    raise _silent(silence_seconds, log_file) from None
             else:
+                heard_at = time.monotonic()
                 if raw is None:
                     break
                 line = _parse(raw)
@@ -98,6 +104,13 @@ def _understand(status: int, last: TrainerLine | None, *, stopped: bool, log_fil
     raise TrainingFailed(
         f"The trainer ended with {how} before it was done. End of its log:\n{told}",
         code=DISK_FULL if disk_is_full(log_file.parent, told) else "trainer_crashed",
+    )
+
+
+def _silent(seconds: float, log_file: Path) -> TrainingFailed:
+    return TrainingFailed(
+        f"The trainer said nothing for {seconds:.0f} s. End of its log:\n{tail(log_file)}",
+        code=TRAINER_SILENT,
     )
 
 

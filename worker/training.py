@@ -16,6 +16,7 @@ def train(
     output: Path,
     *,
     threads: int,
+    silence_seconds: float,
     lease: Lease,
     journal: Journal,
 ) -> None:
@@ -25,7 +26,14 @@ def train(
     else stopped or killed (as the kernel does when memory runs out) is a failure that may pass.
     """
     shutil.rmtree(output, ignore_errors=True)
-    ending = run_trainer(command, job_file, threads=threads, on_line=journal.hear, stop=lease.stop)
+    ending = run_trainer(
+        command,
+        job_file,
+        threads=threads,
+        silence_seconds=silence_seconds,
+        on_line=journal.hear,
+        stop=lease.stop,
+    )
     if ending == Ending.DONE:
         return
     lease.check()

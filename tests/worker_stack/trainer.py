@@ -4,7 +4,8 @@ It reads the same job file and keeps the same promises: resumes from its newest 
 SIGTERM with a checkpoint and status 75, dies with its worker, and writes a LoRA adapter for the job's base
 model. What it should do on the way is said by PLAN.json beside it in $STANDIN_DIR: `steps`, `step_seconds`,
 `checkpoint_every`, and optionally `refuse`, `warn`, `crash_at`, `kill_self_at`, `print_noise`, `learn`
-(false: the adapter knows only what its parent knew), `disk_full_at`.
+(false: the adapter knows only what its parent knew), `disk_full_at`,
+`freeze_at`.
 It imports next to nothing, so that a fault test can start thousands; the worker checks every line it writes.
 Each start appends its process id to $STANDIN_DIR/pids, each step its number to $STANDIN_DIR/steps.
 """
@@ -138,6 +139,8 @@ def main():
             raise RuntimeError("the loss is not finite")
         if plan.get("kill_self_at") == step:
             os.kill(os.getpid(), signal.SIGKILL)
+        if plan.get("freeze_at") == step:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if plan.get("disk_full_at") == step:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append("steps", step)

@@ -15,6 +15,7 @@ from domain.recipe import Recipe
 from domain.training import CheckpointLine, DoneLine, PreflightLine, StepLine, TrainerLine, TrainingJob
 from worker import trainer_process
 from worker.lease import Stop
+from worker.setbacks import understand
 from worker.trainer_process import Ending, run_trainer
 
 COMMAND = [sys.executable, "-m", "tests.worker_stack.trainer"]
@@ -51,13 +52,16 @@ class Bench:
         self,
         stop: Callable[[], Stop | None] = lambda: None,
         on_line: Callable[[TrainerLine], None] | None = None,
+        silence_seconds: float = 60,
     ) -> Ending:
         def hear(line: TrainerLine) -> None:
             self.lines.append(line)
             if on_line is not None:
                 on_line(line)
 
-        return run_trainer(COMMAND, self.job_file, threads=1, on_line=hear, stop=stop)
+        return run_trainer(
+            COMMAND, self.job_file, threads=1, silence_seconds=silence_seconds, on_line=hear, stop=stop
+        )
 
     def steps(self) -> list[int]:
         return [line.step for line in self.lines if isinstance(line, StepLine)]
@@ -166,7 +170,14 @@ def test_noise_on_standard_output_is_not_fatal(bench: Bench) -> None:
 
 def test_status_0_without_done_is_a_failure(bench: Bench) -> None:
     with pytest.raises(TrainingFailed, match="status 0"):
-        run_trainer(["true"], bench.job_file, threads=1, on_line=bench.lines.append, stop=lambda: None)
+        run_trainer(
+            ["true"],
+            bench.job_file,
+            threads=1,
+            silence_seconds=60,
+            on_line=bench.lines.append,
+            stop=lambda: None,
+        )
 
 
 def test_an_error_in_the_listener_leaves_no_process(bench: Bench) -> None:
@@ -186,7 +197,7 @@ def test_a_newer_claim_kills_the_trainer_of_a_frozen_worker(bench: Bench) -> Non
     code = (
         "import sys, pathlib\n"
         "from worker.trainer_process import run_trainer\n"
-        "run_trainer(sys.argv[2:], pathlib.Path(sys.argv[1]), threads=1, "
+        "run_trainer(sys.argv[2:], pathlib.Path(sys.argv[1]), threads=1, silence_seconds=60, "
         "on_line=lambda line: print(line.type, flush=True), stop=lambda: None)\n"
     )
     older = psutil.Popen([sys.executable, "-c", code, str(bench.job_file), *COMMAND], stdout=-1)
@@ -201,3 +212,13 @@ def test_a_newer_claim_kills_the_trainer_of_a_frozen_worker(bench: Bench) -> Non
         older.kill()
         older.wait()
         older.stdout.close()
+
+
+def test_a_trainer_that_hangs_is_killed(bench: Bench) -> None:
+    bench.plan(steps=9, freeze_at=3)
+    with pytest.raises(TrainingFailed, match="said nothing for 3 s") as raised:
+        bench.run(silence_seconds=3)
+    assert raised.value.code == "trainer_silent"
+    assert understand(raised.value).may_pass
+    assert bench.steps() == [1, 2]
+    assert bench.alive() == []
