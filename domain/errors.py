@@ -12,6 +12,7 @@ RatchetError
 │   └── RevisionMismatch         If-Match names another revision
 ├── StaleFence          a worker that lost its lease tried to write
 ├── CorruptArtifact     a version's files differ from their manifest
+├── ArtifactsUnavailable   the store of version files does not answer
 ├── TrainingRefused     preflight found a reason not to train
 ├── TrainingFailed      the trainer process ended without a candidate
 └── EngineUnavailable   the inference engine does not answer or refuses an adapter
@@ -94,6 +95,10 @@ class StaleFence(RatchetError):
 
 class CorruptArtifact(RatchetError):
     code = "corrupt_artifact"
+
+
+class ArtifactsUnavailable(RatchetError):
+    code = "artifacts_unavailable"
 
 
 class TrainingRefused(RatchetError):

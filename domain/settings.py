@@ -26,6 +26,12 @@ class Settings(BaseSettings):
     """Celery broker; default: the embedded Valkey's socket in `home`."""
     engine_url: str | None = None
     """A running inference server; default: the engines that `ratchet up` registers."""
+    artifacts_url: str | None = None
+    """Where versions' files are kept: `s3://bucket/prefix` or `file:///path`; default: folders in `home`."""
+    keep_versions: int | None = Field(default=None, ge=1)
+    """Newest versions of an assistant whose files are always kept; default: those of all versions."""
+    artifacts_grace_hours: float = Field(default=24.0, gt=0)
+    """Files that nothing names, and versions no longer needed, are left alone for so long."""
     general_suite_dir: Path | None = None
     """Folder of general benchmarks; default: the built-in suite."""
     lease_seconds: float = Field(default=60.0, gt=0)
@@ -52,6 +58,11 @@ class Settings(BaseSettings):
     @cached_property
     def artifacts_dir(self) -> Path:
         return self.home / "artifacts"
+
+    @cached_property
+    def artifacts_cache_dir(self) -> Path:
+        """Verified local copies of versions that an object store keeps."""
+        return self.home / "artifacts-cache"
 
     @cached_property
     def work_dir(self) -> Path:

@@ -216,11 +216,11 @@ def die(*args: object, **kwargs: object) -> None:
 
 
 CRASHES = {
-    "hashing": ("artifacts.store._sha256", False),
-    "before the manifest": ("artifacts.store._write_manifest", False),
+    "hashing": ("artifacts.files.sha256_of", False),
+    "before the manifest": ("artifacts.store.write_manifest", False),
     "manifest half written": ("pathlib.Path.replace", False),
     "before the rename": ("pathlib.Path.rename", False),
-    "after the rename": ("artifacts.store._fsync", True),
+    "after the rename": ("artifacts.store.fsync", True),
 }
 
 
@@ -232,7 +232,7 @@ def test_a_crash_at_any_moment_shows_nothing_half_and_can_be_run_again(
     where, moved = CRASHES[moment]
     with monkeypatch.context() as patched:
         if moved:
-            patched.setattr("artifacts.store._fsync", fail_on(store.root))
+            patched.setattr("artifacts.store.fsync", fail_on(store.root))
         else:
             patched.setattr(where, die)
         with pytest.raises(Died):
@@ -247,12 +247,12 @@ def test_a_crash_at_any_moment_shows_nothing_half_and_can_be_run_again(
 
 
 def fail_on(root: Path):  # type: ignore[no-untyped-def]
-    from artifacts.store import _fsync
+    from artifacts.files import fsync as real_fsync
 
     def fsync(folder: Path) -> None:
         if folder == root:
             raise Died
-        _fsync(folder)
+        real_fsync(folder)
 
     return fsync
 
