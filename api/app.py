@@ -31,7 +31,7 @@ from api.routes import (
     webhooks,
 )
 from api.swaps import make_controller
-from artifacts.store import ArtifactStore
+from artifacts.opening import open_store
 from domain.settings import Settings
 from registry.session import make_engine, make_reading_sessions, make_sessions
 from serving.client import KEEP_ALIVE_SECONDS
@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             engine = make_engine(chosen.resolved_database_url)
             stack.callback(engine.dispose)
             sessions, reads = make_sessions(engine), make_reading_sessions(engine)
-            store = ArtifactStore(chosen.artifacts_dir)
+            store = open_store(chosen)
             producer = UpdateProducer(chosen.resolved_broker_url)
             stack.callback(producer.close)
             routes = RouteTable()

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from api.metrics import Metrics
 from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
-from artifacts.store import ArtifactStore
+from artifacts.version_store import VersionStore
 from domain.settings import Settings
 from serving.controller import SwapController
 from serving.routes import RouteTable
@@ -29,7 +29,7 @@ class Context:
     """For what writes, or tries a write without committing it."""
     reads: sessionmaker[Session]
     """For what only reads: on SQLite these wait for no writer."""
-    store: ArtifactStore
+    store: VersionStore
     routes: RouteTable
     controller: SwapController
     producer: UpdateProducer

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from domain.errors import (
     AlreadyExists,
+    ArtifactsUnavailable,
     Conflict,
     CorruptArtifact,
     DemonstrationsRejected,
@@ -42,6 +43,7 @@ STATUS: dict[type[RatchetError], int] = {
     RevisionMismatch: 412,
     StaleFence: 409,
     CorruptArtifact: 409,
+    ArtifactsUnavailable: 503,
     TrainingRefused: 409,
     TrainingFailed: 500,
     EngineUnavailable: 503,

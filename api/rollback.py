@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from api.context import Context
 from domain.errors import RevisionMismatch
 from domain.version import CHAMPION
-from registry import aliases, assistants, versions
+from registry import aliases, assistants, retention, versions
 from registry.tables import AliasMove, Assistant, Version
 
 SERVING_SECONDS = 10.0
@@ -51,6 +51,8 @@ def plan_rollback(context: Context, team_id: str, assistant: str, to: str | int 
         move = _roll_back(session, owner, to, "", "")  # never committed: only looking
         target = versions.get_version(session, owner, move.to_version_id)
     if target.manifest_sha256 is not None:
+        with context.sessions.begin() as session:
+            retention.use(session, target.id)
         context.store.verify(target.id, target.manifest_sha256)
     return RollbackPlan(owner, target, to)
 

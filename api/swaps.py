@@ -3,15 +3,16 @@
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 from sqlalchemy.orm import Session, sessionmaker
 
 from artifacts import base_models
-from artifacts.store import ArtifactStore
+from artifacts.version_store import VersionStore
 from domain.settings import Settings
-from registry import serving
+from registry import retention, serving
 from registry.serving import Wanted
 from registry.tables import Replica
 from serving.controller import SwapController
@@ -26,15 +27,15 @@ def make_controller(
     settings: Settings,
     sessions: sessionmaker[Session],
     reads: sessionmaker[Session],
-    store: ArtifactStore,
+    store: VersionStore,
     routes: RouteTable,
 ) -> SwapController:
     """A controller that keeps `routes`; enter it to start its thread."""
-    ledger = _Ledger(settings, sessions, reads)
+    ledger = _Ledger(settings, sessions, reads, store)
     return SwapController(
         wanted=ledger.wanted,
         replicas=ledger.replicas,
-        verify=store.verify,
+        verify=ledger.files,
         base_config=ledger.base_config,
         record=ledger.record,
         routes=routes,
@@ -45,11 +46,16 @@ class _Ledger:
     """Each method is a short transaction of its own, called from the controller's threads."""
 
     def __init__(
-        self, settings: Settings, sessions: sessionmaker[Session], reads: sessionmaker[Session]
+        self,
+        settings: Settings,
+        sessions: sessionmaker[Session],
+        reads: sessionmaker[Session],
+        store: VersionStore,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._reads = reads
+        self._store = store
 
     def wanted(self) -> list[Wanted]:
         with self._reads() as session:
@@ -74,6 +80,12 @@ class _Ledger:
     def record(self, assistant_id: str, alias: str, version_id: str | None, error: str | None) -> None:
         with self._sessions.begin() as session:
             serving.record_serving(session, assistant_id, alias, version_id, error)
+
+    def files(self, version_id: str, manifest_sha256: str) -> Path:
+        """The version's folder, verified; retention leaves it alone from before the first look."""
+        with self._sessions.begin() as session:
+            retention.use(session, version_id)
+        return self._store.verify(version_id, manifest_sha256)
 
     def base_config(self, base_model: str) -> Mapping[str, Any]:
         folder = base_models.resolve(base_model, self._settings.cache_dir).path

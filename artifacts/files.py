@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -158,6 +159,13 @@ def sha256_of(path: Path, durable: bool) -> str:
         if durable:
             os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def copy_durably(source: Path, target: Path) -> None:
+    """Copy a folder into `target`, which may exist, and force all of it to the disk."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    for path in [*target.rglob("*"), target]:
+        fsync(path)
 
 
 def _folders_up_to(top: Path, path: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from artifacts.files import (
     MANIFEST,
     PARTIAL_MANIFEST,
     compare,
+    copy_durably,
     describe,
     fsync,
     is_version_id,
@@ -156,11 +157,9 @@ class ArtifactStore:
     def _move_across(self, folder: Path, target: Path) -> bool:
         """`_move` from another file system: copied beside the target, compared, then renamed."""
         arriving = self.new_folder(target.name)
-        shutil.copytree(folder, arriving, dirs_exist_ok=True)
+        copy_durably(folder, arriving)
         manifest, _ = read_manifest(arriving)
         compare(arriving, manifest)
-        for path in [*arriving.rglob("*"), arriving]:
-            fsync(path)
         moved = self._move(arriving, target)
         shutil.rmtree(folder if moved else arriving)
         return moved

@@ -12,7 +12,12 @@ from cli import assistants, bench, doctor, train, updates, versions
 from cli.client import DEFAULT_PORT
 from cli.demo import demo
 from cli.errors import CliError
+from cli.fsck import fsck
+from cli.output import AsJson
 from domain.settings import Settings
+
+BackupFolder = Annotated[Path, typer.Argument(help="`backup`: new or empty; `restore`: what it wrote.")]
+Home = Annotated[Path | None, typer.Option(help="Default RATCHET_HOME or ~/.ratchet.", show_default=False)]
 
 
 class Commands(TyperGroup):
@@ -52,6 +57,31 @@ app.command(cls=train.Command)(train.train)
 app.command(cls=train.Command)(train.preflight)
 app.command()(doctor.doctor)
 app.command()(demo)
+app.command()(fsck)
+
+
+@app.command()
+def backup(folder: BackupFolder, home: Home = None, as_json: AsJson = False) -> None:
+    """Copy the ledger and every version's files while the stack runs, and verify the copy."""
+    from cli.backup import back_up  # SQLAlchemy takes a second: not for every command
+
+    back_up(folder, _settings(home), as_json)
+
+
+@app.command()
+def restore(folder: BackupFolder, home: Home = None, as_json: AsJson = False) -> None:
+    """Make a new home from a backup: the home must be new or empty, and appears only when all is verified.
+
+    With RATCHET_DATABASE_URL or RATCHET_ARTIFACTS_URL set, these are filled instead; the database must have
+    no tables.
+    """
+    from cli.backup import bring_back
+
+    bring_back(folder, _settings(home), as_json)
+
+
+def _settings(home: Path | None) -> Settings:
+    return Settings() if home is None else Settings(home=home)
 
 
 @app.command()

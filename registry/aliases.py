@@ -77,8 +77,8 @@ def move_alias(
     A move to where the alias already points changes nothing and returns the move that brought it there.
     `force` lets a version through that its gate blocked.
     Raises RevisionMismatch when the alias is not at `expected_revision` (0: it must not exist yet),
-    Conflict(code="version_blocked"), NotFound for a version of another assistant, InvalidInput for a name
-    that looks like a version.
+    Conflict(code="version_blocked" or "version_pruned"), NotFound for another assistant's version,
+    InvalidInput for a name that looks like a version.
     """
     if is_reserved_alias(alias):
         raise InvalidInput(f"'{alias}' is how versions are written, not an alias.", param="alias")
@@ -91,6 +91,7 @@ def move_alias(
             param="version",
             code="version_blocked",
         )
+    _require_files(session, version)
     current = _locked(session, assistant, alias)
     revision = 0 if current is None else current.revision
     if expected_revision is not None and expected_revision != revision:
@@ -183,6 +184,21 @@ def champion_line(session: Session, assistant: Assistant) -> list[Version]:
         version.id: version for version in session.scalars(select(Version).where(Version.id.in_(line)))
     }
     return [versions[version_id] for version_id in line]
+
+
+def pruned(number: int) -> Conflict:
+    return Conflict(
+        f"The files of v{number} are not kept any more (retention).", param="version", code="version_pruned"
+    )
+
+
+def _require_files(session: Session, version: Version) -> None:
+    """Lock the version against retention to the end of the transaction. Raises Conflict."""
+    pruned_at = session.scalar(
+        select(Version.pruned_at).where(Version.id == version.id).with_for_update(read=True, key_share=True)
+    )
+    if pruned_at is not None:
+        raise pruned(version.number)
 
 
 def _blocked_because(version: Version) -> str | None:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -173,6 +174,12 @@ class Version(Base):
     recipe: Mapped[dict[str, Any] | None]
     verdict: Mapped[dict[str, Any] | None]
     """domain.measurement.Verdict; null for v0."""
+    pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Retention leaves its files alone."""
+    used_at: Mapped[float | None]
+    """When somebody was last about to read its files."""
+    pruned_at: Mapped[float | None]
+    """Since when its files are not kept any more."""
     created_at: Mapped[float]
 
 

@@ -1,6 +1,5 @@
 """Versions: reading them and their lineage, and publishing a new one in one transaction."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from registry import aliases, audit, events
 from registry.claims import Claim, held
 from registry.measurements import save_measurement
 from registry.paging import Page, read_page
+from registry.retention import publishing_id
 from registry.session import db_now
 from registry.tables import Assistant, Update, Version
 
@@ -128,9 +128,8 @@ def allocate_version(session: Session, claim: Claim) -> tuple[str, int]:
     lease can never touch the files of its successor. Numbers have no gaps: one is used up at publish only.
     """
     update = held(session, claim)
-    digest = hashlib.sha256(f"{update.id}:{claim.fence}".encode()).hexdigest()
     assistant = session.get_one(Assistant, update.assistant_id, populate_existing=True)
-    return f"ver_{digest[:24]}", assistant.next_version
+    return publishing_id(update.id, claim.fence), assistant.next_version
 
 
 def publish(

@@ -22,6 +22,7 @@ from registry.leases import DEFAULT_PATIENCE
 from registry.session import make_engine, make_sessions
 from registry.updates import claimable
 from worker.app import QUEUE, app
+from worker.housekeeping import Housekeeper
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,12 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    sessions = make_sessions(make_engine(settings.resolved_database_url))
+    # Of its own thread: removing large files must not hold up a nudge.
+    housekeeper = Housekeeper(settings, sessions)
+    threading.Thread(target=housekeeper.run, args=(ended,), name="housekeeping", daemon=True).start()
     dispatcher = Dispatcher(
-        make_sessions(make_engine(settings.resolved_database_url)),
+        sessions,
         send=send,
         pending=pending,
         patience=Patience(tries=settings.update_tries, first_seconds=settings.retry_seconds),

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from artifacts import base_models
-from artifacts.store import ArtifactStore
+from artifacts.opening import open_store
 from domain.errors import StaleFence
 from domain.failpoint import failpoint
 from domain.measurement import Verdict
@@ -63,7 +63,7 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.sessions = sessions
-        self.store = ArtifactStore(settings.artifacts_dir)
+        self.store = open_store(settings)
         self.trainer_command = trainer_command
         self.patience = Patience(tries=settings.update_tries, first_seconds=settings.retry_seconds)
         self._shutdown_requested = shutdown_requested

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from domain.errors import EngineUnavailable, RatchetError, TrainingFailed
+from domain.errors import ArtifactsUnavailable, EngineUnavailable, RatchetError, TrainingFailed
 
 DISK_FULL = "disk_full"
 TRAINER_KILLED = "trainer_killed"
@@ -55,6 +55,8 @@ def disk_is_full(folder: Path, log_tail: str) -> bool:
 def _may_pass(error: RatchetError) -> bool:
     if isinstance(error, TrainingFailed):
         return error.code in (DISK_FULL, TRAINER_KILLED, TRAINER_SILENT, TRAINER_STOPPED)
+    if isinstance(error, ArtifactsUnavailable):
+        return True
     return isinstance(error, EngineUnavailable) and error.code != "engine_refused"
 
 

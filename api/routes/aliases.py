@@ -16,7 +16,7 @@ from api.rollback import await_serving, plan_rollback
 from api.routes.assistants import VersionNames
 from domain.errors import InvalidInput, RevisionMismatch
 from domain.version import CHAMPION
-from registry import aliases, assistants, versions
+from registry import aliases, assistants, retention, versions
 from registry.serving import serving_states
 from registry.tables import Alias, AliasMove, Assistant
 
@@ -78,6 +78,8 @@ def put_alias(
             raise RevisionMismatch(f"There is no alias '{alias}' yet.", param="If-Match")
         version = versions.get_version(session, owner, body.version)
     if version.manifest_sha256 is not None:
+        with context.sessions.begin() as session:
+            retention.use(session, version.id)
         # Hashing a large version takes seconds: outside of any transaction.
         context.store.verify(version.id, version.manifest_sha256)
     with context.sessions.begin() as session:
