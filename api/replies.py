@@ -140,6 +140,10 @@ class VersionReply(Listed):
     """Names that point at it now."""
     manifest_sha256: str | None
     verdict: Verdict | None
+    pinned: bool
+    """Retention leaves its files alone."""
+    pruned: bool
+    """Retention let its files go: it can serve no more."""
     created_at: int
 
 

@@ -43,6 +43,24 @@ def show_version(assistant: Assistant, version: VersionName, as_json: AsJson = F
     emit(found, as_json, lambda: fields(found, [name for name in found if name != "object"]))
 
 
+@versions_app.command("pin")
+def pin_version(assistant: Assistant, version: VersionName, as_json: AsJson = False) -> None:
+    """Keep the version's files, whatever retention's policy says."""
+    _pin(assistant, version, True, as_json)
+
+
+@versions_app.command("unpin")
+def unpin_version(assistant: Assistant, version: VersionName, as_json: AsJson = False) -> None:
+    """Leave the version's files to retention's policy again."""
+    _pin(assistant, version, False, as_json)
+
+
+def _pin(assistant: str, version: str, pinned: bool, as_json: bool) -> None:
+    with Client.from_environment() as client:
+        found = client.patch(f"/v1/assistants/{assistant}/versions/{version}", {"pinned": pinned})
+    emit(found, as_json, lambda: f"{assistant}@{version} is {'' if found['pinned'] else 'not '}pinned")
+
+
 def matrix(assistant: Assistant, as_json: AsJson = False) -> None:
     """Scores of every version on every skill, with 95% intervals; - is unmeasured."""
     with Client.from_environment() as client:

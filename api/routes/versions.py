@@ -7,19 +7,24 @@ from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from api.context import Reading, Team
+from api.context import ACTOR, Ctx, Reading, Team
+from api.fields import Body
 from api.lists import ListOf, Paging, listing
 from api.replies import MeasurementReply, VersionDetailReply, VersionReply
 from api.routes.assistants import VersionNames
 from domain.measurement import ItemScore, SuiteKind
 from domain.paired import cautious_difference
 from evaluation.statistics import mcnemar_exact
-from registry import aliases, assistants, measurements, versions
+from registry import aliases, assistants, measurements, retention, versions
 from registry.tables import Assistant, MeasurementRow, Version
 
 router = APIRouter(tags=["versions"])
 
 MOST_CHANGED = 50
+
+
+class VersionChange(Body):
+    pinned: bool
 
 
 class ChangedItem(BaseModel):
@@ -87,6 +92,19 @@ def get_version(assistant: str, version: str, session: Reading, team_id: Team) -
     )
 
 
+@router.patch("/v1/assistants/{assistant}/versions/{version}")
+def pin_version(
+    assistant: str, version: str, body: VersionChange, context: Ctx, team_id: Team
+) -> VersionReply:
+    """Keep the version's files whatever retention's policy says, or no longer."""
+    with context.sessions.begin() as session:
+        owner = assistants.get_assistant(session, team_id, assistant)
+        row = versions.get_version(session, owner, version)
+        retention.pin(session, row, pinned=body.pinned, actor=ACTOR)
+        [reply] = _version_replies(session, owner, [row])
+        return reply
+
+
 @router.get("/v1/assistants/{assistant}/versions/{version}/compare")
 def compare_versions(
     assistant: str,
@@ -140,6 +158,8 @@ def _version_replies(session: Session, assistant: Assistant, rows: Sequence[Vers
             aliases=[alias.name for alias in pointers if alias.version_id == row.id],
             manifest_sha256=row.manifest_sha256,
             verdict=row.verdict,
+            pinned=row.pinned,
+            pruned=row.pruned_at is not None,
             created_at=int(row.created_at),
         )
         for row in rows

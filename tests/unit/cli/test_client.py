@@ -130,8 +130,3 @@ def test_nothing_running_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> N
         "error: nothing answers at http://127.0.0.1:9: start the stack with `ratchet up`, "
         "or set RATCHET_URL to where it runs\n"
     )
-
-
-@pytest.mark.parametrize("command", ["bench", "fsck", "backup", "restore"])
-def test_commands_that_do_not_exist_yet_are_not_pretended(command: str) -> None:
-    assert CliRunner().invoke(app, [command]).exit_code == 2

@@ -1,0 +1,48 @@
+"""Pinned versions, and what clients are told of files that are not kept any more."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from domain.settings import Settings
+from registry.tables import Version
+from tests.integration.http.assertions import refused
+from tests.integration.http.publishing import publish
+from tests.integration.http.stack import ASK, CHAT, Stack, running
+
+VERSIONS = "/v1/assistants/support/versions"
+
+
+@pytest.fixture
+def stack(settings: Settings, base_folder: Path) -> Iterator[Stack]:
+    with running(settings, base_folder) as one:
+        yield one
+
+
+def test_a_version_is_pinned_and_unpinned(stack: Stack) -> None:
+    publish(stack.context, "support")
+    for pinned in (True, False):
+        reply = stack.client.patch(f"{VERSIONS}/v1", json={"pinned": pinned})
+        assert (reply.status_code, reply.json()["pinned"]) == (200, pinned)
+        assert stack.client.get(f"{VERSIONS}/v1").json()["pinned"] is pinned
+    refused(
+        stack.client.patch(f"{VERSIONS}/v9", json={"pinned": True}), 404, param="version", code="not_found"
+    )
+
+
+def test_a_version_without_files_is_refused_by_name(stack: Stack) -> None:
+    publish(stack.context, "support")
+    publish(stack.context, "support")
+    stack.await_version(2)
+    with stack.context.sessions.begin() as session:
+        session.execute(update(Version).where(Version.number == 1).values(pruned_at=1.0))
+    shown = {one["version"]: one["pruned"] for one in stack.client.get(VERSIONS).json()["data"]}
+    assert shown == {"v0": False, "v1": True, "v2": False}
+    gone = {"param": "version", "code": "version_pruned"}
+    refused(stack.client.put("/v1/assistants/support/aliases/canary", json={"version": "v1"}), 409, **gone)
+    refused(stack.client.post("/v1/assistants/support/rollback", json={"to": "v1"}), 409, **gone)
+    refused(stack.client.patch(f"{VERSIONS}/v1", json={"pinned": True}), 409, **gone)
+    # What serves is not disturbed.
+    assert stack.client.post(CHAT, json=ASK).headers["x-model-version"] == "v2"
