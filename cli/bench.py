@@ -13,6 +13,7 @@ from cli.errors import CliError
 
 BENCHMARKS = {
     "trainer": ("benchmarks.trainer_speed", "Speed and memory of the trainer beside TRL's, and SDFT's cost."),
+    "api": ("benchmarks.api_load", "Rates and latencies of the API on both databases as tables grow."),
     "continual": ("benchmarks.continual", "Skills taught in sequence: what is learned and what is kept."),
 }
 """Command -> module and what it is about."""
