@@ -61,7 +61,7 @@ class Desk:
 
 @pytest.fixture
 def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    with running_stack() as made:
+    with running_stack(lease_seconds=20) as made:  # none of these waits for it to run out
         for name, value in made.environment.items():
             if os.environ.get(name) != value:
                 monkeypatch.setenv(name, value)

@@ -53,7 +53,7 @@ class Stack:
             "RATCHET_HOME": str(self.home),
             "RATCHET_DATABASE_URL": self.url,
             "RATCHET_LEASE_SECONDS": str(lease_seconds),
-            "RATCHET_HEARTBEAT_SECONDS": str(lease_seconds / 6),
+            "RATCHET_HEARTBEAT_SECONDS": str(min(lease_seconds / 6, 0.5)),
             "RATCHET_SWEEP_SECONDS": "0.2",
             "RATCHET_TRAINER_THREADS": "1",
             "RATCHET_GENERAL_SUITE_DIR": str(self._general_suite()),
