@@ -1,15 +1,18 @@
-"""Pinned versions, and what clients are told of files that are not kept any more."""
+"""Pinned versions, and what clients are told of files that are gone or damaged."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from api.app import create_app
 from domain.settings import Settings
 from registry.tables import Version
 from tests.integration.http.assertions import refused
 from tests.integration.http.publishing import publish
+from tests.integration.http.server import served
 from tests.integration.http.stack import ASK, CHAT, Stack, running
 
 VERSIONS = "/v1/assistants/support/versions"
@@ -46,3 +49,25 @@ def test_a_version_without_files_is_refused_by_name(stack: Stack) -> None:
     refused(stack.client.patch(f"{VERSIONS}/v1", json={"pinned": True}), 409, **gone)
     # What serves is not disturbed.
     assert stack.client.post(CHAT, json=ASK).headers["x-model-version"] == "v2"
+
+
+def test_a_damaged_champion_after_a_restart_answers_while_an_engine_holds_it(
+    stack: Stack, settings: Settings
+) -> None:
+    """An engine keeps what it loaded from whole files; once it lost that, damaged files are never loaded."""
+    publish(stack.context, "support")
+    stack.await_version(1)
+    with stack.context.reads() as session:
+        [version_id] = session.scalars(select(Version.id).where(Version.number == 1))
+    weights = settings.artifacts_dir / version_id / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with served(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as restarted:
+        assert restarted.post(CHAT, json=ASK).headers["x-model-version"] == "v1"
+    stack.engine.adapters.clear()
+    with served(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as restarted:
+        reply = restarted.post(CHAT, json=ASK)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "corrupt_artifact")
+        assert "adapter_model.safetensors" in reply.json()["error"]["message"]
+        back = restarted.post("/v1/assistants/support/rollback", json={"to": "v0"})
+        assert back.status_code == 200, back.text
+        assert restarted.post(CHAT, json=ASK).headers["x-model-version"] == "v0"
