@@ -8,6 +8,7 @@ then replies from memory.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from domain.grading import grade
 from domain.measurement import Likelihood
 from domain.skill import Grader
 from evaluation.benchmarks import Benchmark, Option
-from evaluation.suites import SkillItem
+from evaluation.suites import MIN_TOKENS, SkillItem
 from trainer.contexts import chat_tokens
 from trainer.model import Model
 from trainer.rollout import GREEDY, Sampling, sample
@@ -26,6 +27,8 @@ from trainer.sequences import all_response_states, response_states
 
 HEAD_ROWS = 256
 """Rows of logits held at once."""
+SPARE_TOKENS = 8
+"""Beyond the expert's response: for its end, and for other tokens that spell the same."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,23 @@ class Answer:
     text: str
     tokens: int
     """Length with the end-of-turn token, where it came."""
+
+
+class Asked(NamedTuple):
+    """A conversation to be answered, as it will be looked up by its `max_tokens`."""
+
+    messages: Sequence[Message]
+    max_tokens: int
+    room: int
+    """Tokens after which the answer is cut off."""
+
+
+def item_asked(model: Model, item: SkillItem) -> Asked:
+    """A skill's item; evaluation gives it a token for each byte of the expert's response, far more than a
+    right answer takes, and decoding the rest of a wrong one is most of the work."""
+    response: list[int] = model.tokenizer(item.demonstration.response)["input_ids"]
+    room = max(MIN_TOKENS, len(response) + SPARE_TOKENS)
+    return Asked(item.demonstration.messages, item.max_tokens, min(room, item.max_tokens))
 
 
 class BatchCompleter:
@@ -45,12 +65,13 @@ class BatchCompleter:
         self._answers: dict[tuple[tuple[Message, ...], int], Answer] = {}
         self._likelihoods: dict[Option, Likelihood] = {}
 
-    def prepare_answers(self, asked: Sequence[tuple[Sequence[Message], int]]) -> None:
-        """Answer every (conversation, most tokens) greedily."""
-        limits = [limit for _, limit in asked]
-        prompts = [chat_tokens(self._model.tokenizer, messages) for messages, _ in asked]
-        for (messages, limit), drawn in zip(asked, sample(self._model, prompts, limits, GREEDY), strict=True):
-            self._answers[tuple(messages), limit] = Answer(self._model.text(drawn.tokens), len(drawn.tokens))
+    def prepare_answers(self, asked: Sequence[Asked]) -> None:
+        """Answer every one greedily."""
+        prompts = [chat_tokens(self._model.tokenizer, one.messages) for one in asked]
+        drawn = sample(self._model, prompts, [one.room for one in asked], GREEDY)
+        for one, answer in zip(asked, drawn, strict=True):
+            text = self._model.text(answer.tokens)
+            self._answers[tuple(one.messages), one.max_tokens] = Answer(text, len(answer.tokens))
 
     def prepare_likelihoods(self, benchmarks: Iterable[Benchmark]) -> None:
         options = [o for b in benchmarks for question in b.questions for o in question.options]
@@ -135,7 +156,7 @@ def correct_samples(
     """How many of `samples` answers at temperature 1 are right, for each item."""
     prompts = [chat_tokens(model.tokenizer, item.demonstration.messages) for _, item in asked]
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    limits = [item.max_tokens for _, item in asked for _ in range(samples)]
+    limits = [item_asked(model, item).room for _, item in asked for _ in range(samples)]
     drawn = iter(sample(model, repeated, limits, Sampling(temperature=1.0, seed=seed)))
     return [
         sum(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring import BaseReference, BatchCompleter
+from benchmarks.measuring import Asked, BaseReference, BatchCompleter, item_asked
 from benchmarks.skill_data import StudiedSkill, evenly_spaced, load_skill
 from benchmarks.version_measure import BESIDE
 from domain.demonstration import Message
@@ -67,8 +67,8 @@ def measure(
     with model.using(model.parent()):
         completer.prepare_answers(
             [
-                *((item.demonstration.messages, item.max_tokens) for item in items),
-                *((messages, ORDINARY_TOKENS) for messages in asked),
+                *(item_asked(model, item) for item in items),
+                *(Asked(messages, ORDINARY_TOKENS, ORDINARY_TOKENS) for messages in asked),
             ]
         )
         completer.prepare_likelihoods(benchmarks)

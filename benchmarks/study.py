@@ -95,7 +95,7 @@ class StageResult(BaseModel):
     outputs: dict[str, dict[str, str]]
     """The graded answers, by skill and item."""
     answer_tokens: dict[str, float]
-    """Mean length of the greedy answers to each skill's items, at most the item's limit."""
+    """Mean length of the greedy answers to each skill's items; a long one is cut off."""
     dev: dict[str, float]
     """The taught skill's dev items, which nothing trained on."""
     general: dict[str, dict[str, float]]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measuring import BaseReference, BatchCompleter, correct_samples
+from benchmarks.measuring import Asked, BaseReference, BatchCompleter, correct_samples, item_asked
 from benchmarks.skill_data import StudiedSkill, evenly_spaced
 from benchmarks.study import PASS_SAMPLES, Arm, StageResult, TrainingFigures
 from benchmarks.teaching import Subject
@@ -66,8 +66,11 @@ class Examiner:
             items = [item for skill in subject.skills for item in skill.evaluation]
             completer.prepare_answers(
                 [
-                    *((item.demonstration.messages, item.max_tokens) for item in [*items, *dev]),
-                    *((_conversation(prompt), ORDINARY_TOKENS) for prompt in subject.ordinary),
+                    *(item_asked(model, item) for item in [*items, *dev]),
+                    *(
+                        Asked(_conversation(prompt), ORDINARY_TOKENS, ORDINARY_TOKENS)
+                        for prompt in subject.ordinary
+                    ),
                 ]
             )
             clock.lap("answers")

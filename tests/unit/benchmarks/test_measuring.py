@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.measuring import BaseReference, BatchCompleter, correct_samples, likelihoods
+from benchmarks.measuring import (
+    Asked,
+    BaseReference,
+    BatchCompleter,
+    correct_samples,
+    item_asked,
+    likelihoods,
+)
 from benchmarks.version_measure import BESIDE
 from domain.demonstration import Demonstration, Message
 from domain.skill import RegexGrader
@@ -67,13 +74,25 @@ def test_an_empty_option_is_named(model: Model) -> None:
 
 def test_answers_are_prepared_once_and_no_others_are_invented(model: Model) -> None:
     completer = BatchCompleter(model)
-    completer.prepare_answers([(asked("one"), 5), (asked("another question"), 3)])
-    answer = completer.answer(asked("another question"), 3)
+    completer.prepare_answers([Asked(asked("one"), 5, 5), Asked(asked("another question"), 9, 3)])
+    answer = completer.answer(asked("another question"), 9)
 
     assert 1 <= answer.tokens <= 3
-    assert completer.chat(asked("another question"), 3) == answer.text
+    assert completer.chat(asked("another question"), 9) == answer.text
     with pytest.raises(KeyError):
-        completer.chat(asked("another question"), 5)
+        completer.chat(asked("another question"), 3)
+
+
+def test_an_items_room_is_that_of_its_response(model: Model) -> None:
+    """The tiny tokenizer makes a token of every byte: 8 spare tokens, within evaluation's own limit."""
+
+    def room(response: str) -> int:
+        one = Demonstration(messages=asked("q"), response=response, answer=response)
+        return item_asked(model, SkillItem("i", one)).room
+
+    assert room("x") == room("x" * 24) == 32
+    assert room("x" * 40) == 40  # evaluation's limit: as many tokens as bytes
+    assert room("é" * 40) == 80
 
 
 def test_the_base_does_not_differ_from_itself_and_a_version_by_its_kl(
