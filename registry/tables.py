@@ -132,6 +132,7 @@ class DemonstrationRow(Base):
         UniqueConstraint("team_id", "assistant_id", "id"),
         CheckConstraint("split in ('train', 'holdout')", name="split"),
         Index(None, "assistant_id", "split"),
+        Index(None, "skill_id", "seq"),
         Index(None, "batch_id"),
     )
     seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -202,6 +203,7 @@ class Update(Base):
             postgresql_where=text("status = 'running'"),
         ),
         Index(None, "assistant_id", "status"),
+        Index(None, "assistant_id", "seq"),
     )
     seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     """FIFO order."""
