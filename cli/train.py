@@ -141,14 +141,13 @@ def preflight(
         status = run_trainer(["--preflight", str(job_file)], Path(scratch) / "trainer.log", hear)
     if status == STOPPED:
         raise typer.Exit(EXIT_INTERRUPTED)
-    refused = refusals[0] if refusals else None
     report = reports[0] if reports else None
     emit(
-        _as_json(report, refused),
+        _as_json(report, refusals),
         as_json,
-        lambda: render(report, inputs) if report is not None else f"refused: {refused and refused.message}",
+        lambda: render(report, inputs) if report is not None else f"refused: {refusals[0].message}",
     )
-    if refused is not None:
+    if refusals:
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -183,9 +182,12 @@ def _train(output: OutputFolder, inputs: Inputs, as_json: bool) -> TrainingRecor
     finally:
         progress.end_line()
     if status == REFUSED:
+        report = reports[0] if reports else None
         if as_json:
-            print(json.dumps(_as_json(reports[0] if reports else None, refusals[0]), ensure_ascii=False))
-        err.print(f"refused: {refusals[0].message}")
+            print(json.dumps(_as_json(report, refusals), ensure_ascii=False))
+        # A report with errors has told them already.
+        said = report is not None and report.errors
+        err.print("refused: nothing was trained" if said else f"refused: {refusals[0].message}")
         raise typer.Exit(EXIT_REFUSED)
     if status == STOPPED:
         if as_json:
@@ -199,10 +201,15 @@ def _train(output: OutputFolder, inputs: Inputs, as_json: bool) -> TrainingRecor
     return output.seal()
 
 
-def _as_json(report: PreflightReport | None, refused: RefusedLine | None) -> Json:
+def _as_json(report: PreflightReport | None, refusals: list[RefusedLine]) -> Json:
+    refused: Json | None = None
+    if refusals:
+        refused = refusals[0].model_dump(mode="json", exclude={"type"})
+        if report is not None and report.errors:
+            refused["message"] = report.refusal()  # by lines, which the trainer does not know
     return {
-        "status": "refused" if refused is not None else "passed",
-        "refused": None if refused is None else refused.model_dump(mode="json", exclude={"type"}),
+        "status": "passed" if refused is None else "refused",
+        "refused": refused,
         "preflight": None if report is None else report.model_dump(mode="json", exclude={"type"}),
     }
 

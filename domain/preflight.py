@@ -21,6 +21,8 @@ FindingCode = Literal[
     "reasoning_shortened",
     "not_enough_memory",
 ]
+PLACES_IN_A_REFUSAL = 3
+
 PlaceSplit = Literal["train", "holdout", "rehearsal"]
 
 
@@ -137,6 +139,18 @@ class PreflightReport(BaseModel):
         if self.gap is not None and self.gap_low is not None and self.gap_high is not None:
             text += f", gap {self.gap:+.2f} [{self.gap_low:+.2f}, {self.gap_high:+.2f}]"
         return f"{text}; {self.steps} steps."
+
+    def refusal(self) -> str:
+        """All errors in one paragraph, each with a few of its places and how to mend it; empty without."""
+        told = []
+        for finding in self.errors:
+            places = [f"{place.name()}: {place.detail}" for place in finding.places[:PLACES_IN_A_REFUSAL]]
+            more = len(finding.places) - len(places)
+            if more:
+                places.append(f"and {more} more")
+            where = f" {'; '.join(places)}." if places else ""
+            told.append(f"{finding.message}{where} {finding.mend}")
+        return " ".join(told)
 
     def with_fewer_places(self, most: int) -> Self:
         """A copy that names at most `most` places for each finding; the messages still count all."""

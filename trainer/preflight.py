@@ -16,7 +16,6 @@ from trainer.model import Model
 from trainer.preflight_gap import gap_findings, has_teacher, measure_gap
 from trainer.teacher import Teacher
 
-PLACES_IN_A_REFUSAL = 3
 Problem = tuple[FindingCode, Place]
 
 
@@ -79,16 +78,9 @@ def examine(
 
 def refuse(report: PreflightReport) -> None:
     """Raises TrainingRefused for the report's errors: all messages, the code and field of the first."""
-    if not report.errors:
-        return
-    told = []
-    for finding in report.errors:
-        places = [f"{place.name()}: {place.detail}" for place in finding.places[:PLACES_IN_A_REFUSAL]]
-        more = len(finding.places) - len(places)
-        told.append(" ".join([finding.message, *(f"{place};" for place in places)]).rstrip(";"))
-        told[-1] += (f"; and {more} more. " if more else ". " if places else " ") + finding.mend
-    first = report.errors[0]
-    raise TrainingRefused(" ".join(told), param=first.param, code=first.code)
+    if report.errors:
+        first = report.errors[0]
+        raise TrainingRefused(report.refusal(), param=first.param, code=first.code)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -202,6 +202,12 @@ def test_what_is_refused_is_named_by_its_lines(
     assert "line 7: “long long" in out
     assert "It would be refused." in out
 
-    _, err = finished(start("train", *given, "--out", str(tmp_path / "out")), 2)
+    out, err = finished(start("train", *given, "--out", str(tmp_path / "out"), "--json"), 2)
     assert "line 4: “p3” has </s> in the response" in err
+    refused = json.loads(out)["refused"]
+    assert (refused["code"], refused["param"]) == ("teacher_prompt_too_long", "demonstrations")
+    assert (
+        "control tokens of the base model. line 2: “p1” has </s> in the response; line 4:"
+        in refused["message"]
+    )
     assert not (tmp_path / "out" / "training.json").exists()

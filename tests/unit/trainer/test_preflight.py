@@ -153,7 +153,7 @@ def test_a_refusal_names_a_few_places_and_counts_the_rest(job: TrainingJob) -> N
     told = refused.value.message
     assert "5 demonstrations contain control tokens" in told
     assert [f"demonstration {n} of" in told for n in range(9, 14)] == [True, True, True, False, False]
-    assert "and 2 more. Remove it" in told
+    assert "in the response; and 2 more. Remove it" in told
 
 
 def answers(scores: list[float], length: int = 10) -> Answers:
