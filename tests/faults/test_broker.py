@@ -31,7 +31,7 @@ def nudges(stack: Stack, update_id: str) -> int:
 def test_a_lost_message_is_sent_again_in_time(stack: Stack, fault: str) -> None:
     broker = stack.start_broker()
     stack.start_dispatcher()
-    stack.until(lambda: "dispatching" in (stack.home / "dispatcher.log").read_text(), "the dispatcher")
+    stack.until(lambda: "dispatching" in (stack.home / "dispatcher.log").read_text(), "the dispatcher", 120)
     if fault == "frozen":
         os.kill(broker.pid, signal.SIGSTOP)
     update_id = stack.teach(stack.assistant(), "route")
