@@ -22,7 +22,7 @@ CHANGING_NOTHING = {
 """They read, and speak with the engine."""
 Request = tuple[str, str, dict[str, Any], str]
 """(method, route, body, audit action)"""
-PLACES = {"assistant": "support", "skill": "route", "alias": "canary"}
+PLACES = {"assistant": "support", "skill": "route", "alias": "canary", "version": "v1"}
 
 
 def requests(base_model: str) -> list[Request]:
@@ -40,6 +40,7 @@ def requests(base_model: str) -> list[Request]:
         ("POST", "/v1/updates/{update}/cancel", {}, "update.cancel"),
         ("PUT", f"{A}/aliases/{{alias}}", {"version": "v0"}, "alias.move"),
         ("POST", f"{A}/rollback", {"reason": "worse"}, "alias.move"),
+        ("PATCH", f"{A}/versions/{{version}}", {"pinned": True}, "version.pin"),
         ("POST", "/v1/webhooks", {"url": "https://8.8.8.8/hook"}, "webhook.create"),
         ("POST", "/v1/webhooks/{webhook}/test", {}, "webhook.test"),
         ("DELETE", "/v1/webhooks/{webhook}", {}, "webhook.delete"),
