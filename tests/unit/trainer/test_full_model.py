@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from artifacts.store import ArtifactStore
@@ -15,7 +15,9 @@ from domain.recipe import Recipe
 from tests.unit.trainer.conftest import RECIPE, tiny_tokenizer
 from trainer.loading import load_model
 from trainer.model import Model, Role
-from trainer.teacher import update_average
+from trainer.optimize import Optimizer
+from trainer.sequences import Training
+from trainer.teacher import Teacher, update_average
 
 IDS = torch.tensor([[0, 40, 41, 42, 43, 44]])
 
@@ -246,3 +248,58 @@ def test_a_role_without_a_copy_says_so(base_folder: Path) -> None:
     model = load_model(base_folder, full(teacher="ema"), None)
     with pytest.raises(LookupError, match="no copy of the base"), model.using(None):
         model.hidden(IDS)
+
+
+class Descent(torch.optim.SGD):
+    """In AdamW's place: a step then is the gradient itself."""
+
+    def __init__(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(parameters, lr=lr)
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_step_is_plain_autograds_through_both_ends_of_a_tied_embedding(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL(teacher || student), each with its own head, mean over tokens and then over sequences."""
+    monkeypatch.setattr("torch.optim.AdamW", Descent)
+    recipe = full(teacher="ema", max_grad_norm=1e9, temperature=1.5, divergence="forward")
+    model = load_model(base_folder, recipe, None)
+    move(model, 0.05)  # so that the student's head is not its teacher's
+    start = {name: tensor.clone() for name, tensor in model.parameters("student").items()}
+    sequences = [
+        Training(
+            prompt=[0, 40 + i],
+            teacher_prompt=[0, 60, 61, 40 + i],
+            shared_tokens=0,
+            response=[70 + i, 71, 72, 1][i:],
+            rehearsal=False,
+            lesson=None,
+            mask=[False, True, True, True][i:],
+            logprobs=None,
+        )
+        for i in (0, 1)
+    ]
+    plain = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(start[name])
+
+    def logp(of: nn.Module, prompt: list[int], response: list[int]) -> Tensor:
+        logits = of(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        return torch.log_softmax(logits.double() / 1.5, -1)
+
+    losses = []
+    for s in sequences:
+        with torch.no_grad():
+            target = logp(teacher, s.teacher_prompt, s.response)
+        own = logp(plain, s.prompt, s.response)
+        losses.append((target.exp() * (target - own)).sum(-1)[torch.tensor(s.mask)].mean())
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    figures = Optimizer(model, recipe, Teacher(model, recipe)).step(sequences, 1.0)
+    assert figures.loss == pytest.approx(loss.item(), rel=1e-4)
+    for name, parameter in plain.named_parameters():
+        taken = start[name] - model.parameters("student")[name]
+        torch.testing.assert_close(taken, parameter.grad, rtol=2e-3, atol=2e-6)
