@@ -145,7 +145,7 @@ class Model(ABC):
         """Memory of all weights of all roles, on this process."""
         roles: list[Role | None] = [None, "student", "parent", "ema"]
         held = [role for role in roles if self.has(role)]
-        weights: list[Tensor] = [tensor for role in held for tensor in self._trunk(role).parameters()]
+        weights = [sharding.part_of(tensor) for role in held for tensor in self._trunk(role).parameters()]
         for role in held:
             if role in ("student", "ema"):  # full fine-tuning has masters beside what runs
                 weights += self.parameters(role).values()

@@ -68,11 +68,10 @@ def release(trunk: Trunk) -> None:
     trunk.reshard()
 
 
-def part_of(parameter: Tensor) -> Tensor:
-    """This process's part of a sharded parameter or gradient; shares its memory."""
-    assert isinstance(parameter, DTensor)
-    local: Tensor = parameter.to_local().detach()
-    return local
+def part_of(tensor: Tensor) -> Tensor:
+    """What this process holds of a parameter or gradient: all of it unless sharded. Shares its memory."""
+    held: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return held.detach()
 
 
 def whole(part: Tensor, parameter: Tensor) -> Tensor:

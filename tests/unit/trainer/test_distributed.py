@@ -100,6 +100,10 @@ class Outcomes:
         path = self._folder / layout / f"{name}.{rank}"
         return [TRAINER_LINE.validate_json(raw) for raw in path.read_text().splitlines()]
 
+    def weight_bytes(self, layout: str, name: str, rank: int) -> int:
+        """Of the weights that a process holds."""
+        return int((self._folder / layout / f"{name}.{rank}.bytes").read_text())
+
     def _plan(self, layout: str, name: str, *, sharded: bool, stop_after: int | None = None) -> Planned:
         (self._folder / layout).mkdir(exist_ok=True)
         return Planned(
@@ -164,6 +168,22 @@ def test_two_processes_give_the_curve_and_the_weights_of_one(
     for key, tensor in expected.items():
         # Adam moves a weight by about the learning rate per step, whatever the gradient's size.
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=0.02 * start)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sharded_each_process_holds_half(outcomes: Outcomes, name: str, rank: int) -> None:
+    """Of everything in full fine-tuning; of the base, adapters apart, under LoRA."""
+    replicated, sharded = (outcomes.weight_bytes(layout, name, rank) for layout in LAYOUTS)
+    assert outcomes.weight_bytes("replicated", name, 0) == outcomes.weight_bytes("replicated", name, 1)
+    if name.startswith("full"):
+        assert sharded == pytest.approx(replicated / 2, rel=0.01)
+    else:
+        base = sum(
+            t.nbytes
+            for t in load_file(Path(outcomes.job("one", name).base_path) / "model.safetensors").values()
+        )
+        assert replicated - sharded == pytest.approx(base / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("name", CUT)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 import trainer.loading
 from domain.training import StepLine, TrainerLine, TrainingJob
 from trainer import distributed
+from trainer.loading import load_model
 from trainer.run import Interrupted, train
 
 
@@ -22,7 +23,7 @@ class Planned(BaseModel):
     stop_after: int | None
     """Steps after which the first process alone is asked to stop."""
     lines: Path
-    """Receives what every process emits, so that its length shows who did."""
+    """Beside it each process writes what it emits, and the bytes of weights that it holds."""
 
 
 PLAN = TypeAdapter(list[Planned])
@@ -30,6 +31,8 @@ PLAN = TypeAdapter(list[Planned])
 
 def run(planned: Planned) -> None:
     os.environ["RATCHET_TRAINER_SHARDED"] = str(planned.sharded)
+    model = load_model(Path(planned.job.base_path), planned.job.recipe, None)
+    planned.lines.with_suffix(f".{distributed.rank()}.bytes").write_text(str(model.weight_bytes()))
     steps = 0
 
     def hear(line: TrainerLine) -> None:
