@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from domain.errors import TrainingRefused
 from domain.recipe import Recipe
+from serving.validation import validate_adapter
 from tests.unit.trainer.conftest import RECIPE
 from trainer.loading import load_model
 from trainer.lora import _LoraProduct
@@ -158,6 +159,7 @@ def test_a_merged_version_is_the_exact_sum_of_two_adapters(
     model.save_student(tmp_path / "merged", "tiny")
     config = json.loads((tmp_path / "merged" / "adapter_config.json").read_text())
     assert config["r"] == 4 + 3
+    validate_adapter(tmp_path / "merged", json.loads((base_folder / "config.json").read_text()))
     fresh = model.parameters("student")
     old = products(folder)
     new = products(tmp_path / "merged")
