@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +37,8 @@ class Turns:
 @dataclass(frozen=True)
 class Step:
     seconds: float
+    cpu_seconds: float
+    """Of all threads: what the step takes whatever else the machine does."""
     rollout_seconds: float
     teacher_seconds: float
     student_seconds: float
@@ -146,8 +147,9 @@ def take_turns(contenders: list[Contender], rounds: int) -> None:
 
 def paired_ratios(over: list[Step], under: list[Step]) -> list[float]:
     """Seconds of the one over seconds of the other, round by round."""
-    return [one.seconds / other.seconds for one, other in zip(over, under, strict=True)]
+    return [round(one.seconds / other.seconds, 3) for one, other in zip(over, under, strict=True)]
 
 
-def typical(ratios: list[float]) -> float:
-    return round(median(ratios), 3)
+def cpu_ratio(over: list[Step], under: list[Step]) -> float:
+    """CPU seconds of the one over those of the other, all steps together."""
+    return round(sum(one.cpu_seconds for one in over) / sum(other.cpu_seconds for other in under), 3)

@@ -39,10 +39,10 @@ def main() -> None:
     process_memory.after_loading_weights(lambda rss: turns.say("loaded", rss=rss, dtype=dtype))
     if options.fixed_length:
         fix_length()
-    started = 0.0
+    started = used = 0.0
 
     def emit(line: TrainerLine) -> None:
-        nonlocal started
+        nonlocal started, used
         if isinstance(line, PreflightLine):
             process_memory.forget_peak()
             turns.say("ready")
@@ -50,6 +50,7 @@ def main() -> None:
             turns.say(
                 "step",
                 seconds=time.monotonic() - started,
+                cpu_seconds=time.process_time() - used,
                 rollout_seconds=line.rollout_seconds,
                 teacher_seconds=line.teacher_seconds,
                 student_seconds=line.student_seconds,
@@ -60,7 +61,7 @@ def main() -> None:
         else:
             return
         turns.wait()
-        started = time.monotonic()
+        started, used = time.monotonic(), time.process_time()
 
     run.train(job, emit, lambda: False)
 

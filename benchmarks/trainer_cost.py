@@ -5,12 +5,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from benchmarks import trainer_jobs
-from benchmarks.contest import Contender, Step, Unmeasurable, paired_ratios, take_turns, typical
+from benchmarks.contest import Contender, Step, Unmeasurable, cpu_ratio, paired_ratios, take_turns
 from benchmarks.trainer_jobs import Setting
 from domain.recipe import Recipe
 
@@ -46,7 +47,12 @@ def cost_of_small_recipe(setting: Setting, options: argparse.Namespace, scratch:
         whole = (total(sdft[:epoch]) + (epochs - 1) * total(sdft[epoch:])) / (
             total(other[:epoch]) + (epochs - 1) * total(other[epoch:])
         )
-        return {"first_epoch": round(first, 3), "later_epochs": round(later, 3), "update": round(whole, 3)}
+        return {
+            "first_epoch": round(first, 3),
+            "later_epochs": round(later, 3),
+            "update": round(whole, 3),
+            "cpu_seconds": cpu_ratio(sdft, other),
+        }
 
     return {
         "recipe": "small_model",
@@ -83,7 +89,10 @@ def cost_of_paper_recipe(setting: Setting, options: argparse.Namespace, scratch:
         "steps": options.rounds,
         "sdft": phases(sdft[1:]),
         "sft": phases(sft[1:]),
-        "over_sft": {"update": typical(paired_ratios(sdft[1:], sft[1:]))},
+        "over_sft": {
+            "update": round(median(paired_ratios(sdft[1:], sft[1:])), 3),
+            "cpu_seconds": cpu_ratio(sdft[1:], sft[1:]),
+        },
     }
 
 
@@ -118,5 +127,5 @@ def total(steps: Sequence[Step]) -> float:
 
 def phases(steps: Sequence[Step]) -> dict[str, float]:
     """Means over the steps, seconds."""
-    names = ("seconds", "rollout_seconds", "teacher_seconds", "student_seconds")
+    names = ("seconds", "cpu_seconds", "rollout_seconds", "teacher_seconds", "student_seconds")
     return {name: round(sum(getattr(s, name) for s in steps) / len(steps), 2) for name in names}

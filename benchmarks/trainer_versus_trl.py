@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks import trainer_jobs
-from benchmarks.contest import Contender, Unmeasurable, paired_ratios, take_turns, typical
+from benchmarks.contest import Contender, Unmeasurable, cpu_ratio, paired_ratios, take_turns
 from benchmarks.trainer_jobs import Setting
 
 TRL_VERSION = "1.16.0"
@@ -60,8 +60,9 @@ def versus_trl(setting: Setting, options: argparse.Namespace, scratch: Path) -> 
         "dtype": ours.dtype,
         "ratchet": figures(ours, recipe.batch_size),
         "trl": figures(theirs, recipe.batch_size),
-        "speedup": typical(ratios),
-        "speedup_by_round": [round(ratio, 3) for ratio in ratios],
+        "speedup": round(median(ratios), 3),
+        "speedup_by_round": ratios,
+        "speedup_in_cpu_seconds": cpu_ratio(theirs.steps[1:], ours.steps[1:]),
         "memory_ratio": round(ours.peak_above_weights / theirs.peak_above_weights, 3),
     }
 
@@ -71,6 +72,7 @@ def figures(contender: Contender, batch_size: int) -> dict[str, Any]:
     seconds = median(step.seconds for step in steps)
     return {
         "seconds_per_step": round(seconds, 2),
+        "cpu_seconds_per_step": round(median(step.cpu_seconds for step in steps), 2),
         "response_tokens_per_second": round(
             batch_size * median(s.response_tokens for s in steps) / seconds, 1
         ),

@@ -112,7 +112,7 @@ class Phases:
 class TakeTurns(TrainerCallback):
     def __init__(self, turns: Turns, trainer: SDFTTrainer) -> None:
         self._turns, self._trainer, self._phases = turns, trainer, Phases(trainer)
-        self._started = 0.0
+        self._started = self._used = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         if not self._started:
@@ -120,7 +120,7 @@ class TakeTurns(TrainerCallback):
             self._turns.say("ready")
         self._turns.wait()
         self._phases.rollout = self._phases.teacher = 0.0
-        self._started = time.monotonic()
+        self._started, self._used = time.monotonic(), time.process_time()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         seconds = time.monotonic() - self._started
@@ -128,6 +128,7 @@ class TakeTurns(TrainerCallback):
         self._turns.say(
             "step",
             seconds=seconds,
+            cpu_seconds=time.process_time() - self._used,
             rollout_seconds=phases.rollout,
             teacher_seconds=phases.teacher,
             student_seconds=seconds - phases.rollout - phases.teacher,
