@@ -38,7 +38,8 @@ ARMS = Path(__file__).with_name("arms.json")
 
 
 class Stop:
-    """True once the budget is spent or SIGTERM or SIGINT came; a training reads it after every step."""
+    """True once the budget is spent or SIGTERM or SIGINT came; a training reads it after every step, and
+    what is being measured is measured to its end. A second signal ends the process at once."""
 
     def __init__(self, minutes: float | None) -> None:
         self._deadline = None if minutes is None else time.monotonic() + minutes * 60
@@ -51,6 +52,7 @@ class Stop:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        signal.signal(number, signal.SIG_DFL)
 
 
 def run(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -35,9 +36,14 @@ class Command:
         sizes = ["--skills", "sort,call", "--steps", STEPS, "--eval-rows", 4, "--general-items", 3]
         command = ["continual", *options, *sizes, "--pass-items", 1, "--json", *more]
         printed = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-            patch.setattr(sys, "argv", [str(part) for part in command])
-            continual.main()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+                patch.setattr(sys, "argv", [str(part) for part in command])
+                continual.main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         last: dict[str, object] = json.loads(printed.getvalue().splitlines()[-1])
         return last
 
