@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -249,3 +250,18 @@ def test_two_processes_stop_on_sigterm_with_one_checkpoint(
     assert process.wait() == 75
     assert isinstance(rest[-1], CheckpointLine)
     assert [path.name for path in Path(job.checkpoint_dir).iterdir()] == [f"step-{rest[-1].step:06d}"]
+
+
+def test_killing_the_launcher_leaves_no_process(
+    job: TrainingJob, start: Callable[[TrainingJob], "subprocess.Popen[str]"]
+) -> None:
+    process = start(job.model_copy(update={"recipe": RECIPE.model_copy(update={"num_epochs": 100})}))
+    assert process.stdout is not None
+    process.stdout.readline()
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 2
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == []
+    process.stdout.close()
