@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -33,6 +34,12 @@ def short_attention(
         and tokens == key.shape[2] <= LONGEST
         and not kwargs.get("dropout")
     )
+    if not plain and attention_mask is not None and query.device.type == "cpu" and not query.requires_grad:
+        # transformers would copy keys and values once for each query head: most of a decode step's attention.
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
     if not plain:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or size**-0.5

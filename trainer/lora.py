@@ -51,6 +51,9 @@ class LoraLinear(lora.Linear):
     """A linear layer that runs with the adapters named by `selected`, or as the base when there are none."""
 
     selected: tuple[str, ...] = ()
+    _cast: tuple[tuple[object, ...], Tensor, Tensor] | None = None
+    """A and scaled B of the last pass without gradients in the activations' dtype, and what they were made
+    from: decoding runs hundreds of such passes with the same weights."""
 
     def matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
         """The adapter's A, [rank, in], and B, [out, rank]."""
@@ -76,8 +79,23 @@ class LoraLinear(lora.Linear):
         assert isinstance(base, nn.Linear)
         if not self.selected:
             return functional.linear(x, base.weight, base.bias)
-        out: Tensor = _LoraProduct.apply(x, base.weight, base.bias, *self.product(self.selected))
-        return out
+        if not torch.is_grad_enabled():
+            a, b = self._cast_product(x.dtype)
+            out = functional.linear(x, base.weight, base.bias)
+            out.view(-1, out.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]) @ a.T, b.T)
+            return out
+        self._cast = None
+        trained: Tensor = _LoraProduct.apply(x, base.weight, base.bias, *self.product(self.selected))
+        return trained
+
+    def _cast_product(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # A change in place, an optimizer's step among them, raises a tensor's version.
+        versions = [tensor._version for name in self.selected for tensor in self.matrices(name)]
+        key = (self.selected, dtype, *versions)
+        if self._cast is None or self._cast[0] != key:
+            a, b, scaling = self.product(self.selected)
+            self._cast = key, a.to(dtype), (b * scaling).to(dtype)
+        return self._cast[1], self._cast[2]
 
 
 def use_fused_layer(config: lora.LoraConfig) -> lora.LoraConfig:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
 
 from trainer import distributed
+from trainer.kv_cache import growing_cache
 from trainer.model import Model
 from trainer.packing import common_beginning
 
@@ -75,7 +75,7 @@ def _sample_group(
     sampling: Sampling,
     uniforms: Tensor,
 ) -> list[Sample]:
-    cache = DynamicCache()
+    cache = growing_cache()
     # Something must be left to read in every row: its last state draws the first token.
     shared = min(common_beginning(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
     if shared and len(prompts) > 1:

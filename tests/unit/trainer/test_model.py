@@ -68,6 +68,24 @@ def test_a_new_student_is_the_base(base_folder: Path) -> None:
     assert torch.equal(states(model, "student"), states(model, None))
 
 
+def test_passes_without_gradients_follow_every_change_of_the_weights(base_folder: Path) -> None:
+    """They keep the cast matrices of the pass before: an optimizer's step and another role must be seen."""
+    model = load_model(base_folder, changed(teacher="ema"), None)
+    parameters = list(model.parameters("student").values())
+    for seed in (1, 2):
+        randomise(model, seed)
+        before = states(model, "student")
+        with model.using("student"):
+            torch.testing.assert_close(before, model.hidden(IDS).float(), rtol=0, atol=1e-5)
+            model.hidden(IDS).sum().backward()
+        torch.optim.SGD(parameters, lr=0.01).step()
+        with model.using("student"):
+            trained = model.hidden(IDS).float()
+        assert (trained - before).abs().max() > 1e-3
+        torch.testing.assert_close(states(model, "student"), trained, rtol=0, atol=1e-5)
+        torch.testing.assert_close(states(model, "ema"), states(model, None), rtol=0, atol=1e-5)
+
+
 def test_only_the_student_trains(base_folder: Path, trained: tuple[Model, Path]) -> None:
     model = load_model(base_folder, changed(teacher="ema"), trained[1])
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters("student").values())

@@ -77,6 +77,21 @@ def test_short_attention_follows_a_mask() -> None:
     torch.testing.assert_close(found, (scores.softmax(-1) @ value).transpose(1, 2), rtol=1e-5, atol=1e-6)
 
 
+def test_decoding_attention_with_a_mask_equals_the_definition() -> None:
+    """One query of 6 heads over 3 key-value heads; row 1 may not look at the padding before it."""
+    generator = torch.Generator().manual_seed(4)
+    query = torch.randn(2, 6, 1, 8, generator=generator)
+    key, value = (torch.randn(2, 3, 5, 8, generator=generator) for _ in range(2))
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1, 0, 0, :2] = False
+    found, _ = short_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    for row, first in ((0, 0), (1, 2)):
+        for head in range(6):
+            keys, values = key[row, head // 2, first:], value[row, head // 2, first:]
+            expected = torch.softmax(0.3 * keys @ query[row, head, 0], 0) @ values
+            torch.testing.assert_close(found[row, 0, head], expected)
+
+
 def test_short_attention_equals_the_definition() -> None:
     torch.manual_seed(0)
     query = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
