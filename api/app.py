@@ -5,10 +5,10 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-import httpx
 from fastapi import FastAPI
 
 from api import errors, gateway
+from api.admission import Admission
 from api.context import Context
 from api.dashboard import router as dashboard
 from api.edge import Edge
@@ -31,19 +31,13 @@ from api.routes import (
     webhooks,
 )
 from api.swaps import make_controller
+from api.upstream import Patience, engine_client
 from artifacts.opening import open_store
 from domain.settings import Settings
 from registry.session import make_engine, make_reading_sessions, make_sessions
-from serving.client import KEEP_ALIVE_SECONDS
 from serving.routes import RouteTable
 
 logger = logging.getLogger(__name__)
-
-_ENGINE_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
-"""Between two bytes of a reply: a whole reply comes at once, after all of its tokens."""
-_ENGINE_LIMITS = httpx.Limits(
-    max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_SECONDS
-)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -66,9 +60,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             stack.callback(producer.close)
             routes = RouteTable()
             controller = stack.enter_context(make_controller(chosen, sessions, reads, store, routes))
-            async with httpx.AsyncClient(
-                timeout=_ENGINE_TIMEOUT, limits=_ENGINE_LIMITS, trust_env=False
-            ) as engines:
+            admission = Admission(
+                places=chosen.gateway_places,
+                places_per_assistant=chosen.gateway_places_per_assistant,
+                queue=chosen.gateway_queue,
+                queue_seconds=chosen.gateway_queue_seconds,
+            )
+            async with engine_client(chosen) as engines:
                 app.state.context = Context(
                     settings=chosen,
                     sessions=sessions,
@@ -79,9 +77,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     producer=producer,
                     prompts=PromptLengths(chosen.cache_dir),
                     engines=engines,
+                    patience=Patience.from_settings(chosen),
+                    admission=admission,
                     metrics=metrics,
                 )
                 metrics.watch_serving(lambda: _serving(routes))
+                metrics.watch_admission(admission)
                 sender = OutboxSender(sessions, reads, trusted_hosts=chosen.webhook_trusted_hosts)
                 sending = asyncio.create_task(sender.run())
                 sending.add_done_callback(_report_end)

@@ -8,9 +8,11 @@ import httpx
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.admission import Admission
 from api.metrics import Metrics
 from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
+from api.upstream import Patience
 from artifacts.version_store import VersionStore
 from domain.settings import Settings
 from serving.controller import SwapController
@@ -36,6 +38,8 @@ class Context:
     prompts: PromptLengths
     engines: httpx.AsyncClient
     """The gateway's connections to the inference engines."""
+    patience: Patience
+    admission: Admission
     metrics: Metrics
     idempotency_keys_in_flight: set[tuple[str, str]] = field(default_factory=set)
     """(team, key) of the creating requests that this process is handling."""

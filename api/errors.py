@@ -1,6 +1,7 @@
 """The one table from domain errors to HTTP, and the one shape in which every error leaves."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from domain.errors import (
     Conflict,
     CorruptArtifact,
     DemonstrationsRejected,
+    EngineTimeout,
     EngineUnavailable,
     InvalidInput,
     NotFound,
     NothingToRollBackTo,
     NothingToTeach,
+    Overloaded,
     RatchetError,
     RevisionMismatch,
     StaleFence,
@@ -47,6 +50,8 @@ STATUS: dict[type[RatchetError], int] = {
     TrainingRefused: 409,
     TrainingFailed: 500,
     EngineUnavailable: 503,
+    EngineTimeout: 504,
+    Overloaded: 429,
 }
 
 _HTTP_CODES = {
@@ -71,7 +76,11 @@ def status_of(error: type[RatchetError]) -> int:
 
 
 def error_body(status: int, message: str, *, param: str | None, code: str | None) -> dict[str, Any]:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "invalid_request_error"
+    if status >= 500:
+        kind = "server_error"
+    elif status == 429:
+        kind = "rate_limit_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -91,7 +100,18 @@ def domain_error_response(error: RatchetError) -> JSONResponse:
     body = error_body(status, error.message, param=error.param, code=error.code)
     if isinstance(error, DemonstrationsRejected):
         body["error"]["lines"] = [line.model_dump() for line in error.lines[:_MOST_LINES]]
-    return JSONResponse(body, status, {"retry-after": "1"} if status == 503 else None)
+    return JSONResponse(body, status, _retry_headers(error, status))
+
+
+def _retry_headers(error: RatchetError, status: int) -> dict[str, str]:
+    """When to ask again. OpenAI's clients repeat a 504 by themselves unless told not to, and an engine that
+    is too slow would then do the same work several times."""
+    if status == 504:
+        return {"x-should-retry": "false"}
+    seconds = error.retry_after_seconds
+    if seconds is None and status == 503:
+        seconds = 1.0
+    return {} if seconds is None else {"retry-after": str(math.ceil(seconds))}
 
 
 def invalid_input(error: ValidationError, *, under: str) -> InvalidInput:

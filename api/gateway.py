@@ -2,19 +2,21 @@
 
 import json
 import time
+from collections.abc import Set
 from typing import Any
 
-import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
+from api.admission import Place
 from api.context import Context, Ctx, Team
 from api.errors import domain_error_response, error_response
 from api.gateway_fields import CHAT_FORWARDED, TEXT_FORWARDED, forwarded
 from api.routes.models import model_not_found
 from api.upstream import (
+    CLIENT_CLOSED_REQUEST,
     EngineStream,
     Upstream,
     engine_refusal,
@@ -29,9 +31,6 @@ from registry.serving import wanted_version
 from serving.routes import NOT_ROUTED, Lease
 
 router = APIRouter(tags=["openai"])
-
-CLIENT_CLOSED_REQUEST = 499
-"""Seen by no client: the status under which a request that its client gave up is counted."""
 
 
 @router.post("/v1/chat/completions")
@@ -54,10 +53,21 @@ class Call:
         """Empty until the model is known to exist: labels of metrics must stay few."""
         self.version = ""
         self._started_at = time.perf_counter()
-        self._began = False
+        self._place: Place | None = None
 
-    async def lease(self, name: ModelName, lost: bool) -> Lease:
-        """A version that answers for `name`, held until released.
+    async def enter(self, request: Request, name: ModelName) -> bool:
+        """Take a place among the completions under way, or wait for one; False when the client left
+        meanwhile. Raises Overloaded."""
+        admission, assistant = self.context.admission, (self.team_id, name.assistant)
+        self._place = admission.enter_now(assistant)
+        if self._place is None:
+            if (*assistant, CHAMPION) in self.context.routes.routes.aliases:
+                self.assistant = name.assistant
+            self._place = await unless_disconnected(request, admission.enter(assistant))
+        return self._place is not None
+
+    async def lease(self, name: ModelName, lost: bool, avoid: Set[str]) -> Lease:
+        """A version that answers for `name`, held until released, preferably not by an engine in `avoid`.
 
         The database is asked only for what is not routed: a version without an alias, which is loaded on
         demand, or one that its engine `lost`. Raises NotFound, EngineUnavailable, CorruptArtifact.
@@ -66,14 +76,14 @@ class Call:
         lease = None
         if not lost:
             try:
-                lease = routes.lease(self.team_id, name)
+                lease = routes.lease(self.team_id, name, avoid)
             except EngineUnavailable as error:
                 if error.code != NOT_ROUTED:
                     raise
         if lease is None:
             number = await run_in_threadpool(self._load, name)
             try:
-                lease = routes.lease(self.team_id, ModelName(name.assistant, None, number))
+                lease = routes.lease(self.team_id, ModelName(name.assistant, None, number), avoid)
             except EngineUnavailable as error:  # gone again in this moment
                 raise EngineUnavailable(error.message) from error
         self.assistant, self.version = name.assistant, f"v{lease.version_number}"
@@ -93,12 +103,12 @@ class Call:
 
     def began(self) -> None:
         """The first byte of the reply is here."""
-        if not self._began:
-            self._began = True
-            seconds = time.perf_counter() - self._started_at
-            self.context.metrics.gateway_first_byte_seconds.labels(self.assistant).observe(seconds)
+        seconds = time.perf_counter() - self._started_at
+        self.context.metrics.gateway_first_byte_seconds.labels(self.assistant).observe(seconds)
 
     def ended(self, status: int) -> None:
+        if self._place is not None:
+            self._place.release()
         metrics = self.context.metrics
         metrics.gateway_requests.labels(self.assistant, self.version, str(status)).inc()
         metrics.gateway_seconds.labels(self.assistant).observe(time.perf_counter() - self._started_at)
@@ -111,6 +121,9 @@ async def _answer(request: Request, call: Call, path: str, allowed: frozenset[st
         response = error_response(400, error.message, param=error.param, code=error.code)
     except RatchetError as error:
         response = domain_error_response(error)
+    except BaseException:
+        call.ended(500)
+        raise
     if not isinstance(response, EngineStream):
         call.ended(response.status_code)
     if call.version:
@@ -130,29 +143,31 @@ async def _forward(request: Request, call: Call, path: str, allowed: frozenset[s
         name = ModelName.parse(model)
     except InvalidInput as error:
         raise model_not_found(model) from error
+    if not await call.enter(request, name):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     upstream = await unless_disconnected(
         request,
         open_upstream(
             call.context.engines,
-            lambda lost: call.lease(name, lost),
+            call.context.routes,
+            lambda lost, avoid: call.lease(name, lost, avoid),
             path,
             payload,
             request.state.request_id,
+            call.context.patience,
         ),
     )
     if upstream is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
+    call.began()
     if payload.get("stream") and upstream.response.is_success:
-        return EngineStream(upstream, model, on_chunk=call.began, on_end=lambda: call.ended(200))
-    return await _whole_reply(request, call, upstream, model)
+        return EngineStream(upstream, model, on_end=call.ended)
+    return await _whole_reply(request, upstream, model)
 
 
-async def _whole_reply(request: Request, call: Call, upstream: Upstream, model: str) -> Response:
+async def _whole_reply(request: Request, upstream: Upstream, model: str) -> Response:
     try:
-        call.began()
-        content = await unless_disconnected(request, upstream.response.aread())
-    except httpx.TransportError as error:
-        raise EngineUnavailable("The inference engine broke off; try again shortly.") from error
+        content = await unless_disconnected(request, upstream.read())
     finally:
         await upstream.aclose()
     if content is None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from api.admission import Admission
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -45,6 +47,16 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+
+    def watch_admission(self, admission: Admission) -> None:
+        under_way = Gauge(
+            "ratchet_gateway_requests_under_way", "Completions that hold a place.", registry=self.registry
+        )
+        under_way.set_function(lambda: admission.under_way)
+        waiting = Gauge(
+            "ratchet_gateway_requests_waiting", "Completions that wait for a place.", registry=self.registry
+        )
+        waiting.set_function(lambda: admission.waiting)
 
     def watch_serving(self, serving: Callable[[], list[tuple[str, str, int]]]) -> None:
         """`serving` lists (assistant, alias, version number) as they answer at the time of a scrape."""

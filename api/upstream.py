@@ -3,9 +3,9 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Set
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 import httpx
@@ -14,23 +14,77 @@ from fastapi.responses import JSONResponse
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.errors import error_body, error_response
-from domain.errors import EngineUnavailable
-from serving.routes import Lease
+from api.errors import error_body, error_response, status_of
+from domain.errors import EngineTimeout, EngineUnavailable, Overloaded
+from domain.settings import Settings
+from serving.client import KEEP_ALIVE_SECONDS
+from serving.routes import Lease, RouteTable
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 2
 """Of a request whose reply has not begun: completions have no side effects."""
+CLIENT_CLOSED_REQUEST = 499
+"""Seen by no client: the status under which a request that its client gave up is counted."""
+SEND_SECONDS = 60.0
+"""For a request's body, in one go."""
+_ERROR_EVENTS = (b'data: {"error"', b'data:{"error"')
+TakeLease = Callable[[bool, Set[str]], Awaitable[Lease]]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """With an engine, in seconds."""
+
+    first_byte: float
+    """Of a stream."""
+    between_bytes: float
+    reply: float
+    """Until a whole reply begins."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(
+            settings.engine_first_byte_seconds,
+            settings.engine_between_bytes_seconds,
+            settings.engine_reply_seconds,
+        )
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """An engine's reply whose head has arrived, and the lease that keeps its version loaded."""
+    """An engine's reply that has begun, and the lease that keeps its version loaded."""
 
     lease: Lease
     response: httpx.Response
+    patience: Patience
+    first: bytes
+    """Of a stream; empty for a whole reply, of which the head is there."""
+    rest: AsyncIterator[bytes]
+
+    async def read(self) -> bytes:
+        """A whole reply's body. Raises EngineTimeout, EngineUnavailable."""
+        try:
+            async with asyncio.timeout(self.patience.between_bytes):
+                return self.first + b"".join([chunk async for chunk in self.rest])
+        except TimeoutError as error:
+            raise _silent(self.patience.between_bytes) from error
+        except httpx.TransportError as error:
+            raise EngineUnavailable("The inference engine broke off; try again shortly.") from error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """A stream's bytes. Raises EngineTimeout, EngineUnavailable."""
+        chunk = self.first
+        try:
+            while chunk:
+                yield chunk
+                async with asyncio.timeout(self.patience.between_bytes):
+                    chunk = await anext(self.rest, b"")
+        except TimeoutError as error:
+            raise _silent(self.patience.between_bytes) from error
+        except httpx.TransportError as error:
+            raise EngineUnavailable("The inference engine broke off.") from error
 
     async def aclose(self) -> None:
         """Ends the engine's work too when the reply was not read to its end."""
@@ -41,49 +95,111 @@ class Upstream:
             self.lease.release()
 
 
+def engine_client(settings: Settings) -> httpx.AsyncClient:
+    """The gateway's connections to the engines. Patience with replies is `open_upstream`'s business."""
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(None, connect=settings.engine_connect_seconds, write=SEND_SECONDS),
+        limits=httpx.Limits(
+            max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_ALIVE_SECONDS
+        ),
+        trust_env=False,
+    )
+
+
 async def open_upstream(
     client: httpx.AsyncClient,
-    take_lease: Callable[[bool], Awaitable[Lease]],
+    routes: RouteTable,
+    take_lease: TakeLease,
     path: str,
     payload: dict[str, Any],
     request_id: str,
+    patience: Patience,
 ) -> Upstream:
-    """Send the request, at most ATTEMPTS times, and wait for the head of the reply.
+    """Send the request, at most ATTEMPTS times, and wait until the reply begins.
 
-    `take_lease(lost)` resolves the model anew for each attempt; `lost` tells that the engine of the last
-    one did not have it loaded. Raises EngineUnavailable when no engine begins a reply.
+    `take_lease(lost, avoid)` resolves the model anew for each attempt; `lost` tells that the engine of the
+    last one did not have it loaded, `avoid` holds the urls of engines that failed. Nothing is sent again
+    after a timeout: the engine may be at work on it, and asking again would only double that.
+    Raises EngineTimeout, EngineUnavailable when no engine begins a reply.
     """
-    problem, lost = "", False
-    for _ in range(ATTEMPTS):
-        lease = await take_lease(lost)
+    lost, avoid = False, set[str]()
+    unavailable = EngineUnavailable("The inference engine does not answer; try again shortly.")
+    for attempt in range(1, ATTEMPTS + 1):
+        lease = await take_lease(lost, avoid)
         try:
-            request = client.build_request(
-                "POST",
-                f"{lease.url.rstrip('/')}{path}",
-                json={**payload, "model": lease.engine_model},
-                headers={"x-request-id": request_id, "accept-encoding": "identity"},
-            )
-            response = await client.send(request, stream=True)
-        except httpx.ReadTimeout as error:
-            lease.release()  # it is working on something: asking again would only double that
-            raise EngineUnavailable("The inference engine took too long.") from error
+            upstream = await _attempt(client, lease, path, payload, request_id, patience)
         except httpx.TransportError as error:
             lease.release()
             problem = str(error) or type(error).__name__
             logger.warning("engine %s gave no reply: %s", lease.url, problem)
+            routes.suspect(lease.url)
+            unavailable = EngineUnavailable(
+                f"The inference engine does not answer ({problem}); try again shortly."
+            )
         except BaseException:
             lease.release()
             raise
         else:
-            upstream = Upstream(lease, response)
-            if response.status_code not in (404, 503):
+            routes.trust(lease.url)
+            status = upstream.response.status_code
+            again = status in (404, 503) or (status == 429 and lease.replicas > 1 and attempt < ATTEMPTS)
+            if not again:
                 return upstream
-            # 404: an engine that started anew has lost its adapters. 503: it is stopping.
-            lost = response.status_code == 404
-            problem = f"HTTP {response.status_code} for '{lease.engine_model}'"
+            problem = f"HTTP {status} for '{lease.engine_model}'"
             logger.warning("engine %s: %s", lease.url, problem)
+            unavailable = EngineUnavailable(
+                f"The inference engine does not answer ({problem}); try again shortly."
+            )
+            unavailable.retry_after_seconds = retry_after(upstream.response)
             await upstream.aclose()
-    raise EngineUnavailable(f"The inference engine does not answer ({problem}); try again shortly.")
+            # An engine that started anew has lost its adapters, and can get them back.
+            lost = status == 404
+            if lost:
+                continue
+        avoid.add(lease.url)
+    raise unavailable
+
+
+async def _attempt(
+    client: httpx.AsyncClient,
+    lease: Lease,
+    path: str,
+    payload: dict[str, Any],
+    request_id: str,
+    patience: Patience,
+) -> Upstream:
+    request = client.build_request(
+        "POST",
+        f"{lease.url.rstrip('/')}{path}",
+        json={**payload, "model": lease.engine_model},
+        headers={"x-request-id": request_id, "accept-encoding": "identity"},
+    )
+    streamed = bool(payload.get("stream"))
+    seconds = patience.first_byte if streamed else patience.reply
+    response = None
+    try:
+        async with asyncio.timeout(seconds):
+            response = await client.send(request, stream=True)
+            rest = response.aiter_bytes()
+            first = await anext(rest, b"") if streamed and response.is_success else b""
+        return Upstream(lease, response, patience, first, rest)
+    except BaseException as error:
+        if response is not None:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+        if isinstance(error, TimeoutError):
+            raise _silent(seconds) from error
+        raise
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the engine asks to wait, if it says so in a way that can be passed on."""
+    given = response.headers.get("retry-after", "")
+    return float(given) if given.isdigit() and len(given) < 6 else None
+
+
+def _silent(seconds: float) -> EngineTimeout:
+    return EngineTimeout(f"The inference engine was silent for {seconds:g} s.")
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
@@ -111,18 +227,12 @@ async def _disconnected(request: Request) -> None:
 class EngineStream(StreamingResponse):
     """Server-sent events of the engine under the model name that the client asked for."""
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        model: str,
-        *,
-        on_chunk: Callable[[], None],
-        on_end: Callable[[], None],
-    ) -> None:
+    def __init__(self, upstream: Upstream, model: str, *, on_end: Callable[[int], None]) -> None:
+        """`on_end` hears 200, or the status that the reply would have had if it had not begun."""
         super().__init__(self._events(upstream, model), media_type="text/event-stream")
         self._upstream = upstream
-        self._on_chunk = on_chunk
         self._on_end = on_end
+        self._status = CLIENT_CLOSED_REQUEST
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -130,22 +240,25 @@ class EngineStream(StreamingResponse):
         finally:
             # Also when the client left before the first event was asked for.
             await self._upstream.aclose()
-            self._on_end()
+            self._on_end(self._status)
 
     async def _events(self, upstream: Upstream, model: str) -> AsyncIterator[bytes]:
         rest = b""
+        failed = False
         try:
-            async for chunk in upstream.response.aiter_bytes():
-                self._on_chunk()
+            async for chunk in upstream.chunks():
                 *lines, rest = (rest + chunk).split(b"\n")
+                failed = failed or any(line.startswith(_ERROR_EVENTS) for line in lines)
                 if lines:
                     yield b"".join(rewrite_line(line, model) + b"\n" for line in lines)
             if rest:
                 yield rewrite_line(rest, model)
-        except httpx.TransportError as error:
+            self._status = 502 if failed else 200
+        except EngineUnavailable as error:
             # Too late for a status: OpenAI's clients raise on an event that holds an error.
             logger.error("engine %s broke off a stream: %s", upstream.lease.url, error)
-            body = error_body(503, "The inference engine broke off.", param=None, code=EngineUnavailable.code)
+            self._status = status_of(type(error))
+            body = error_body(self._status, error.message, param=None, code=error.code)
             yield b"\n\ndata: " + json.dumps(body).encode() + b"\n\n"
 
 
@@ -185,7 +298,13 @@ def engine_refusal(upstream: Upstream, content: bytes, model: str) -> JSONRespon
     if status >= 500 or status in (401, 403, 405):
         logger.error("engine %s: HTTP %d: %s", upstream.lease.url, status, message)
         return error_response(502, "The inference engine failed on this request.", code="engine_error")
-    return error_response(status, message.replace(upstream.lease.engine_model, model), param=param, code=code)
+    headers = None
+    if status == 429:
+        code = code or Overloaded.code
+        headers = {"retry-after": f"{retry_after(upstream.response) or Overloaded.retry_after_seconds:g}"}
+    return error_response(
+        status, message.replace(upstream.lease.engine_model, model), param=param, code=code, headers=headers
+    )
 
 
 def _engine_error(content: bytes) -> tuple[str, str | None, str | None]:

@@ -15,7 +15,9 @@ RatchetError
 ├── ArtifactsUnavailable   the store of version files does not answer
 ├── TrainingRefused     preflight found a reason not to train
 ├── TrainingFailed      the trainer process ended without a candidate
-└── EngineUnavailable   the inference engine does not answer or refuses an adapter
+├── EngineUnavailable   the inference engine does not answer or refuses an adapter
+│   └── EngineTimeout            it began no reply, or went silent within one
+└── Overloaded          more requests are under way than may be
 
 None carries an HTTP status: `api/errors.py` holds the one table.
 """
@@ -35,6 +37,8 @@ class RatchetError(Exception):
     """Base of all: a message for people, a stable `code` for programs, the offending `param`."""
 
     code = "ratchet_error"
+    retry_after_seconds: float | None = None
+    """When the same request may succeed, where that is known."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -111,3 +115,12 @@ class TrainingFailed(RatchetError):
 
 class EngineUnavailable(RatchetError):
     code = "engine_unavailable"
+
+
+class EngineTimeout(EngineUnavailable):
+    code = "engine_timeout"
+
+
+class Overloaded(RatchetError):
+    code = "overloaded"
+    retry_after_seconds = 1.0

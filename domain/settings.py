@@ -49,6 +49,19 @@ class Settings(BaseSettings):
     trainer_sharded: bool = False
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)
+    engine_connect_seconds: float = Field(default=5.0, gt=0)
+    engine_first_byte_seconds: float = Field(default=120.0, gt=0)
+    """The gateway's patience until a stream begins, queueing and prompt included."""
+    engine_between_bytes_seconds: float = Field(default=60.0, gt=0)
+    """Silence within a reply that has begun."""
+    engine_reply_seconds: float = Field(default=600.0, gt=0)
+    """Until a whole reply begins, which is when its last token is there."""
+    gateway_places: int = Field(default=512, ge=1)
+    """Completions under way in one API process."""
+    gateway_places_per_assistant: int = Field(default=256, ge=1)
+    gateway_queue: int = Field(default=128, ge=0)
+    """Completions that wait for a place; further ones are refused at once."""
+    gateway_queue_seconds: float = Field(default=2.0, gt=0)
     log_level: str = "INFO"
     webhook_trusted_hosts: str = ""
     """Receivers of webhooks that may be private and speak plain HTTP, comma-separated host names."""

@@ -149,10 +149,13 @@ async def _events(
     """Server-sent events until `[DONE]`; an error becomes an event, since the status is already sent."""
     with closing:
         try:
-            for index in range(len(inbox.sequences)):
-                for chunk in reply.opening(index):
-                    yield _event(chunk)
+            opened = False
             async for output in inbox.outputs():
+                if not opened:  # not before there is news: until then, whoever waits may ask elsewhere
+                    opened = True
+                    for index in range(len(inbox.sequences)):
+                        for chunk in reply.opening(index):
+                            yield _event(chunk)
                 for chunk in reply.chunks(output):
                     yield _event(chunk)
             if body.include_usage:

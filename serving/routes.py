@@ -8,7 +8,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ from typing import Self
 from domain.errors import EngineUnavailable
 from domain.version import ModelName
 
+SUSPECT_SECONDS = 2.0
 NOT_ROUTED = "not_routed"
 """Code of the EngineUnavailable that `lease` raises: the model is unknown here or not loaded (yet)."""
 
@@ -58,6 +59,8 @@ class Lease:
         self.engine_model = endpoint.engine_model
         self.version_id = route.version_id
         self.version_number = route.version_number
+        self.replicas = len(route.endpoints)
+        """Engines that could have answered."""
         self._endpoint = endpoint
         self._table: RouteTable | None = table
         self._lock = threading.Lock()
@@ -85,6 +88,10 @@ class RouteTable:
         self._lock = threading.Lock()
         self._routes = Routes()
         self._leases: Counter[Endpoint] = Counter()
+        self._busy: Counter[str] = Counter()
+        """Leases by engine url, over all of its models."""
+        self._suspect: dict[str, float] = {}
+        """Engines that just gave no reply, and until when others are preferred (time.monotonic)."""
         self._used: dict[Endpoint, float] = {}
         """When an endpoint was last leased, released or loaded (time.monotonic)."""
         self._turn = itertools.count()
@@ -93,8 +100,9 @@ class RouteTable:
     def routes(self) -> Routes:
         return self._routes
 
-    def lease(self, team_id: str, model: ModelName) -> Lease:
-        """An endpoint that answers for `model`, in turn where there are several, held until released.
+    def lease(self, team_id: str, model: ModelName, avoid: Container[str] = ()) -> Lease:
+        """An endpoint that answers for `model`, held until released; of several the one whose engine has
+        the fewest leases. An engine in `avoid`, by url, or that just gave no reply is the last choice.
 
         Raises EngineUnavailable (code `not_routed`).
         """
@@ -109,10 +117,27 @@ class RouteTable:
                     f"'{model.assistant}@{reference}' is not loaded on any inference engine.",
                     code=NOT_ROUTED,
                 )
-            endpoint = route.endpoints[next(self._turn) % len(route.endpoints)]
+            endpoint = self._least_busy(route.endpoints, avoid)
             self._leases[endpoint] += 1
+            self._busy[endpoint.url] += 1
             self._used[endpoint] = time.monotonic()
             return Lease(self, endpoint, route)
+
+    def suspect(self, url: str) -> None:
+        """The engine gave no reply: for a moment, prefer others. The controller finds out what is wrong."""
+        with self._lock:
+            self._suspect[url] = time.monotonic() + SUSPECT_SECONDS
+
+    def trust(self, url: str) -> None:
+        """The engine has replied."""
+        if url in self._suspect:
+            with self._lock:
+                self._suspect.pop(url, None)
+
+    def busy(self, url: str) -> int:
+        """Requests that use the engine now, whichever of its models."""
+        with self._lock:
+            return self._busy[url]
 
     def leases(self, endpoint: Endpoint) -> int:
         """Requests that use the endpoint now."""
@@ -142,9 +167,22 @@ class RouteTable:
             del self._used[endpoint], self._leases[endpoint]
             return True
 
+    def _least_busy(self, endpoints: tuple[Endpoint, ...], avoid: Container[str]) -> Endpoint:
+        """With _lock held. Equals take turns."""
+        if len(endpoints) == 1:
+            return endpoints[0]
+        now, first = time.monotonic(), next(self._turn) % len(endpoints)
+
+        def rank(endpoint: Endpoint) -> tuple[bool, int]:
+            shunned = endpoint.url in avoid or self._suspect.get(endpoint.url, now) > now
+            return shunned, self._busy[endpoint.url]
+
+        return min(endpoints[first:] + endpoints[:first], key=rank)
+
     def _release(self, endpoint: Endpoint) -> None:
         with self._lock:
             self._leases[endpoint] -= 1
+            self._busy[endpoint.url] -= 1
             self._used[endpoint] = time.monotonic()
 
 

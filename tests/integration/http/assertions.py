@@ -13,6 +13,7 @@ def refused(reply: Response, status: int, *, param: str | None, code: str | None
     error: dict[str, Any] = body["error"]
     assert {"message", "type", "param", "code"} <= set(error)
     assert error["message"]
-    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+    assert error["type"] == ("server_error" if status >= 500 else kind)
     assert (error["param"], error["code"]) == (param, code)
     return error

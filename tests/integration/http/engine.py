@@ -23,6 +23,10 @@ class Engine:
         self.gate.set()
         self.refuse: tuple[int, Any] | None = None
         """Status and body of every completion."""
+        self.retry_after: str | None = None
+        """What a refusal adds."""
+        self.mute = threading.Event()
+        """While set, chats begin no reply."""
         self.break_off = 0
         """Completions, from now on, that end by a broken connection after their first word."""
         self.abandoned = threading.Event()
@@ -76,9 +80,15 @@ class Engine:
         body = await request.json()
         self.requests.append(body)
         if self.refuse is not None:
-            return JSONResponse(self.refuse[1], self.refuse[0])
+            headers = {"retry-after": self.retry_after} if self.retry_after else None
+            return JSONResponse(self.refuse[1], self.refuse[0], headers)
         if body["model"] not in {self.base, *self.adapters}:
             return self._unknown(body["model"])
+        while self.mute.is_set():
+            if await request.is_disconnected():
+                self.abandoned.set()
+                return Response(status_code=499)
+            await asyncio.sleep(0.01)
         if body.get("stream"):
             return StreamingResponse(self._events(body["model"]), media_type="text/event-stream")
         if self.break_off:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +53,16 @@ class Stack:
 
 
 @contextmanager
-def running(settings: Settings, base_folder: Path) -> Iterator[Stack]:
+def running(settings: Settings, base_folder: Path, *others: Engine) -> Iterator[Stack]:
+    """`others` are engines beside the stack's own."""
     engine = Engine("tiny-base")
     app: FastAPI = create_app(settings)
-    with (
-        served(engine.app) as engine_url,
-        served(app) as url,
-        httpx.Client(base_url=url, timeout=20) as client,
-    ):
+    with ExitStack() as engines, served(app) as url, httpx.Client(base_url=url, timeout=20) as client:
         context: Context = app.state.context
-        with context.sessions.begin() as session:
-            serving.register_replica(session, engine_url, str(base_folder), "tiny-base")
+        for one in (engine, *others):
+            engine_url = engines.enter_context(served(one.app))
+            with context.sessions.begin() as session:
+                serving.register_replica(session, engine_url, str(base_folder), "tiny-base")
         created = client.post("/v1/assistants", json={"name": "support", "base_model": str(base_folder)})
         assert created.status_code == 201, created.text
         stack = Stack(client, engine, context, url)

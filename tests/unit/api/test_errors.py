@@ -42,7 +42,12 @@ def test_an_error_outside_the_tree_is_a_programming_error() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, "invalid_request_error"), (499, "invalid_request_error"), (500, "server_error")],
+    [
+        (400, "invalid_request_error"),
+        (499, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+    ],
 )
 def test_an_error_body_has_all_four_keys(status: int, kind: str) -> None:
     assert error_body(status, "no", param=None, code=None) == {

@@ -61,6 +61,34 @@ def test_replicas_take_turns() -> None:
     assert urls.count("http://a") == urls.count("http://b") == 3
 
 
+def test_the_engine_with_the_fewest_leases_is_chosen() -> None:
+    """All of an engine's models count: the other one of the busy engine's is not free."""
+    routes = RouteTable()
+    other = Endpoint("http://a", "other-v1-00000000")
+    routes.replace(
+        Routes(
+            {}, {("t", "helper", 1): Route("ver_1", 1, (ONE, TWO)), ("t", "o", 1): Route("o", 1, (other,))}
+        )
+    )
+    held = [routes.lease("t", ModelName.parse("o@v1")) for _ in range(3)]
+    assert [routes.lease("t", V1).url for _ in range(3)] == ["http://b"] * 3
+    assert (routes.busy("http://a"), routes.busy("http://b")) == (3, 3)
+    held[0].release()
+    assert routes.lease("t", V1).url == "http://a"
+
+
+def test_an_engine_that_failed_is_the_last_choice() -> None:
+    routes = table(ONE, TWO)
+    assert {routes.lease("t", V1, avoid={"http://a"}).url for _ in range(4)} == {"http://b"}
+    routes.suspect("http://b")
+    assert {routes.lease("t", V1).url for _ in range(9)} == {"http://a"}
+    routes.trust("http://b")
+    assert routes.lease("t", V1).url == "http://b", "it has five leases fewer"
+    only = table()
+    only.suspect("http://a")
+    assert only.lease("t", V1, avoid={"http://a"}).url == "http://a", "there is no other"
+
+
 def test_retiring_needs_no_alias_no_lease_and_no_recent_use() -> None:
     assert not table().retire(ONE, 0.0), "an alias leads to it"
     routes = table(NEXT)
