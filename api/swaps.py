@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from artifacts import base_models
 from artifacts.version_store import VersionStore
 from domain.settings import Settings
-from registry import retention, serving
+from registry import engines, retention, serving
 from registry.serving import Wanted
 from registry.tables import Replica
 from serving.controller import SwapController
@@ -21,6 +21,8 @@ from serving.routes import RouteTable
 logger = logging.getLogger(__name__)
 
 ENGINE_SECONDS = 2.0
+DEMAND_SECONDS = 60.0
+"""How long a full version's engine stays asked for: longer than the API takes to start anew."""
 
 
 def make_controller(
@@ -38,6 +40,7 @@ def make_controller(
         verify=ledger.files,
         base_config=ledger.base_config,
         record=ledger.record,
+        demand=ledger.demand,
         routes=routes,
     )
 
@@ -80,6 +83,10 @@ class _Ledger:
     def record(self, assistant_id: str, alias: str, version_id: str | None, error: str | None) -> None:
         with self._sessions.begin() as session:
             serving.record_serving(session, assistant_id, alias, version_id, error)
+
+    def demand(self, version_ids: Sequence[str]) -> Mapping[str, str]:
+        with self._sessions.begin() as session:
+            return engines.demand_serving(session, version_ids, DEMAND_SECONDS)
 
     def files(self, version_id: str, manifest_sha256: str) -> Path:
         """The version's folder, verified; retention leaves it alone from before the first look."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from domain.errors import CorruptArtifact
-from domain.version import Manifest, ManifestFile, VersionKind
+from domain.version import Manifest, ManifestFile
 
 MANIFEST = "manifest.json"
 PARTIAL_MANIFEST = "manifest.json.partial"
@@ -23,8 +23,8 @@ CHUNK = 1 << 20
 _VERSION_ID = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
-def describe(folder: Path, kind: VersionKind, base_model: str, update_id: str, *, durable: bool) -> Manifest:
-    """The manifest of what is in `folder`; `durable` also forces files and folders to the disk."""
+def describe(folder: Path, origin: Manifest, *, durable: bool) -> Manifest:
+    """`origin` with what is in `folder`; `durable` also forces files and folders to the disk."""
     entries = regular_files(folder)
     for path in entries:
         if path.suffix not in ALLOWED_SUFFIXES:
@@ -45,7 +45,7 @@ def describe(folder: Path, kind: VersionKind, base_model: str, update_id: str, *
     if durable:
         for parent in sorted({parent for path in entries for parent in _folders_up_to(folder, path)}):
             fsync(parent)
-    return Manifest(kind=kind, base_model=base_model, update_id=update_id, files=files)
+    return origin.model_copy(update={"files": files})
 
 
 def compare(folder: Path, manifest: Manifest) -> None:

@@ -35,7 +35,7 @@ from artifacts.files import (
 from artifacts.store import ArtifactStore
 from artifacts.version_store import StoredVersion
 from domain.errors import ArtifactsUnavailable, Conflict, CorruptArtifact, InvalidInput
-from domain.version import Manifest, ManifestFile, VersionKind
+from domain.version import Checkpoint, Manifest, ManifestFile, VersionKind
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,14 @@ class ObjectStore:
         self.cache = cache
 
     def publish(
-        self, staging: Path, *, version_id: str, kind: VersionKind, base_model: str, update_id: str
+        self,
+        staging: Path,
+        *,
+        version_id: str,
+        kind: VersionKind,
+        base_model: str,
+        update_id: str,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Manifest, str]:
         """Upload `staging` as the version and remove it; returns the manifest and the sha256 of its bytes.
 
@@ -81,14 +88,17 @@ class ObjectStore:
         published or did not arrive whole, Conflict(code="artifact_exists"), ArtifactsUnavailable.
         """
         require_version_id(version_id)
+        origin = Manifest(
+            kind=kind, base_model=base_model, update_id=update_id, checkpoint=checkpoint, files=[]
+        )
         if self._manifest(version_id) is None:
             if not staging.is_dir() or staging.is_symlink():
                 raise CorruptArtifact(f"There is nothing to publish at '{staging}'.")
             (staging / PARTIAL_MANIFEST).unlink(missing_ok=True)
-            manifest = describe(staging, kind, base_model, update_id, durable=False)
+            manifest = describe(staging, origin, durable=False)
             self._upload(staging, version_id, manifest)
             self._show(version_id, serialise(manifest))
-        published = self._published(version_id, staging, kind, base_model, update_id)
+        published = self._published(version_id, staging, origin)
         shutil.rmtree(staging, ignore_errors=True)
         return published
 
@@ -183,16 +193,14 @@ class ObjectStore:
         except (BaseError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def _published(
-        self, version_id: str, staging: Path, kind: VersionKind, base_model: str, update_id: str
-    ) -> tuple[Manifest, str]:
+    def _published(self, version_id: str, staging: Path, origin: Manifest) -> tuple[Manifest, str]:
         found = self._manifest(version_id)
         if found is None:
             raise missing(version_id)
         manifest, manifest_sha256 = parse_manifest(found, version_id)
-        same = (manifest.kind, manifest.base_model, manifest.update_id) == (kind, base_model, update_id)
+        same = manifest.model_copy(update={"files": []}) == origin
         if same and staging.is_dir():
-            same = describe(staging, kind, base_model, update_id, durable=False) == manifest
+            same = describe(staging, origin, durable=False) == manifest
         if not same:
             raise Conflict(f"Other files are already published as '{version_id}'.", code="artifact_exists")
         self._compare(version_id, manifest)

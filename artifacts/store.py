@@ -29,7 +29,7 @@ from artifacts.files import (
 )
 from artifacts.version_store import StoredVersion
 from domain.errors import Conflict, CorruptArtifact
-from domain.version import Manifest, VersionKind
+from domain.version import Checkpoint, Manifest, VersionKind
 
 _ARRIVING = ".arriving-"
 _LEAVING = ".leaving-"
@@ -47,7 +47,14 @@ class ArtifactStore:
         return self.root / require_version_id(version_id)
 
     def publish(
-        self, staging: Path, *, version_id: str, kind: VersionKind, base_model: str, update_id: str
+        self,
+        staging: Path,
+        *,
+        version_id: str,
+        kind: VersionKind,
+        base_model: str,
+        update_id: str,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Manifest, str]:
         """Move `staging` into place as the version; returns its manifest and the sha256 of the manifest file.
 
@@ -57,16 +64,19 @@ class ArtifactStore:
         when another content stands under this id.
         """
         target = self.path(version_id)
+        origin = Manifest(
+            kind=kind, base_model=base_model, update_id=update_id, checkpoint=checkpoint, files=[]
+        )
         if os.path.lexists(target):
-            return self._published(target, staging, kind, base_model, update_id)
+            return self._published(target, staging, origin)
         if not staging.is_dir() or staging.is_symlink():
             raise CorruptArtifact(f"There is nothing to publish at '{staging}'.")
         (staging / PARTIAL_MANIFEST).unlink(missing_ok=True)
-        manifest = describe(staging, kind, base_model, update_id, durable=True)
+        manifest = describe(staging, origin, durable=True)
         content = serialise(manifest)
         write_manifest(staging, content)
         if not self._move(staging, target):
-            return self._published(target, staging, kind, base_model, update_id)
+            return self._published(target, staging, origin)
         return manifest, hashlib.sha256(content).hexdigest()
 
     def add(self, folder: Path, version_id: str, manifest_sha256: str) -> Path:
@@ -164,13 +174,11 @@ class ArtifactStore:
         shutil.rmtree(folder if moved else arriving)
         return moved
 
-    def _published(
-        self, target: Path, staging: Path, kind: VersionKind, base_model: str, update_id: str
-    ) -> tuple[Manifest, str]:
+    def _published(self, target: Path, staging: Path, origin: Manifest) -> tuple[Manifest, str]:
         manifest, manifest_sha256 = read_manifest(target)
-        same = (manifest.kind, manifest.base_model, manifest.update_id) == (kind, base_model, update_id)
+        same = manifest.model_copy(update={"files": []}) == origin
         if same and staging.is_dir():
-            same = describe(staging, kind, base_model, update_id, durable=False) == manifest
+            same = describe(staging, origin, durable=False) == manifest
         if not same:
             raise Conflict(f"Other files are already published as '{target.name}'.", code="artifact_exists")
         compare(target, manifest)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from domain.version import Manifest, VersionKind
+from domain.version import Checkpoint, Manifest, VersionKind
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,17 @@ class VersionStore(Protocol):
     """Immutable versions by id. Every method may raise ArtifactsUnavailable when the store is elsewhere."""
 
     def publish(
-        self, staging: Path, *, version_id: str, kind: VersionKind, base_model: str, update_id: str
+        self,
+        staging: Path,
+        *,
+        version_id: str,
+        kind: VersionKind,
+        base_model: str,
+        update_id: str,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Manifest, str]:
         """Take over the files in `staging` as the version: all visible together, or nothing. Idempotent.
+        `checkpoint` is what an adapter lies on, where that is not the base model itself.
 
         Returns the manifest and the sha256 of its bytes. Raises CorruptArtifact, Conflict.
         """

@@ -25,6 +25,15 @@ class ManifestFile(BaseModel):
     sha256: str
 
 
+class Checkpoint(BaseModel):
+    """A full version that adapters lie on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version_id: str
+    manifest_sha256: str
+
+
 class Manifest(BaseModel):
     """Every file of a version; written last, so that its presence means that the rest is whole."""
 
@@ -34,7 +43,25 @@ class Manifest(BaseModel):
     kind: VersionKind
     base_model: str
     update_id: str
+    checkpoint: Checkpoint | None = None
+    """What an adapter lies on; None: the base model itself."""
     files: list[ManifestFile]
+
+
+class WholeModel(BaseModel):
+    """Weights that need an engine process of their own: a full version, or an update's candidate for one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    """The version's, or the update's."""
+    served_name: str
+    base_model: str
+    """Whose shapes, config and tokenizer it shares."""
+    manifest_sha256: str | None
+    """Of a version; None for a candidate."""
+    folder: str | None
+    """Of a candidate; None for a version, whose files are the store's."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, aliased
 from domain.errors import NotFound
 from domain.update import FINISHED, Status
 from registry import aliases, audit
+from registry.engines import checkpoint_id
 from registry.session import clock, db_now
 from registry.tables import Alias, AliasMove, Assistant, ServingState, Update, Version
 
@@ -180,11 +181,23 @@ def _unneeded(policy: Policy) -> ColumnElement[bool]:
         Version.created_at < since,
         or_(Version.used_at.is_(None), Version.used_at < since),
         newer_ones >= policy.keep_versions,
+        # What an adapter lies on is needed as long as the adapter is.
+        or_(Version.kind != "full", ~exists().where(*_lies_on_it())),
         ~exists().where(Alias.version_id == Version.id),
         ~exists().where(ServingState.version_id == Version.id),
         ~exists().where(Update.parent_version_id == Version.id, Update.status.not_in(FINISHED)),
         ~exists().where(AliasMove.from_version_id == Version.id, AliasMove.created_at >= since),
     )
+
+
+def _lies_on_it() -> list[ColumnElement[bool]]:
+    adapter = aliased(Version)
+    return [
+        adapter.assistant_id == Version.assistant_id,
+        adapter.kind == "adapter",
+        adapter.pruned_at.is_(None),
+        checkpoint_id(adapter) == Version.id,
+    ]
 
 
 def _rollback_target(session: Session, assistant: Assistant) -> str | None:

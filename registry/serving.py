@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from domain.errors import NotFound
 from domain.version import VersionKind
+from registry.engines import checkpoint_id
 from registry.session import db_now
 from registry.tables import Alias, Assistant, Replica, ServingState, Version
 from registry.upsert import upsert
@@ -29,8 +30,15 @@ class Wanted:
     manifest_sha256: str | None
     """None for v0."""
     base_model: str
+    checkpoint_id: str | None
+    """The full version that it is or lies on; None where that is the base model itself."""
     update_id: str | None
     """None for v0."""
+
+    @property
+    def engine_base(self) -> str:
+        """What an engine must run to answer for it (`base_model` of a replica)."""
+        return self.checkpoint_id or self.base_model
 
 
 def wanted(session: Session) -> list[Wanted]:
@@ -56,7 +64,7 @@ def wanted_version(session: Session, team_id: str, assistant_name: str, number: 
 
 
 def register_replica(session: Session, url: str, base_model: str, model_name: str) -> None:
-    """Known from now on as serving `base_model`, the bare base under `model_name`."""
+    """Known from now on as running `base_model`, a base's name or a whole model's id, under `model_name`."""
     row = {"url": url, "base_model": base_model, "model_name": model_name, "registered_at": db_now(session)}
     upsert(session, Replica, [row], keys=["url"])
 
@@ -112,6 +120,7 @@ def _versions(alias: ColumnElement[str]) -> Select[*tuple[Any, ...]]:
             Version.kind,
             Version.manifest_sha256,
             Assistant.base_model,
+            checkpoint_id().label("checkpoint_id"),
             Version.update_id,
         )
         .select_from(Version)

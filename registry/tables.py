@@ -376,10 +376,27 @@ class Replica(Base):
     __tablename__ = "replicas"
     url: Mapped[str] = mapped_column(Text, primary_key=True)
     base_model: Mapped[str] = mapped_column(Text)
-    """The assistants' `base_model` that it serves."""
+    """What it was started with and adapters on it lie on: an assistant's `base_model`, or the id of a full
+    version, or of the update whose candidate is one."""
     model_name: Mapped[str] = mapped_column(Text)
-    """Name under which it serves the bare base."""
+    """Name under which it serves that."""
     registered_at: Mapped[float]
+
+
+class EngineDemand(Base):
+    """Somebody needs an engine process that runs a whole model other than a base model."""
+
+    __tablename__ = "engine_demands"
+    model_id: Mapped[str] = mapped_column(primary_key=True)
+    """A full version's, or that of the update whose candidate is one."""
+    holder: Mapped[str] = mapped_column(primary_key=True)
+    """`serving`, or the id of an update that measures; its demand holds as long as its lease."""
+    until: Mapped[float | None]
+    """Null for an update."""
+    folder: Mapped[str | None] = mapped_column(Text)
+    """Of a candidate's files."""
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why no engine runs it."""
 
 
 class ServingState(Base):

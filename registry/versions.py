@@ -12,6 +12,7 @@ from domain.recipe import Recipe
 from domain.version import CHAMPION, Manifest, parse_version
 from registry import aliases, audit, events
 from registry.claims import Claim, held
+from registry.engines import checkpoint_of
 from registry.measurements import save_measurement
 from registry.paging import Page, read_page
 from registry.retention import publishing_id
@@ -153,7 +154,8 @@ def publish(
     promoted meanwhile), the version is kept with the outcome `hold` and the champion stays.
     Raises StaleFence, Conflict(code="update_cancelled") after an acknowledged cancel,
     Conflict(code="version_blocked") when asked to move the champion without a passing verdict,
-    Conflict(code="version_number_taken"), CorruptArtifact for another update's manifest.
+    Conflict(code="version_number_taken"), CorruptArtifact for another update's manifest, or an adapter's
+    that lies on something else than its parent.
     """
     update = held(session, claim)
     if update.version_id is not None:
@@ -162,6 +164,8 @@ def publish(
         raise Conflict("The update was cancelled; it publishes nothing.", code="update_cancelled")
     if manifest.update_id != update.id:
         raise CorruptArtifact(f"The manifest names update '{manifest.update_id}', not '{update.id}'.")
+    if manifest.kind == "adapter":
+        _require_checkpoint(session, update, manifest)
     if move_champion and verdict.outcome != "pass":
         raise Conflict(
             f"A version with the outcome '{verdict.outcome}' does not serve.", code="version_blocked"
@@ -238,6 +242,16 @@ def publish(
         data={"version": number, "verdict": version.verdict, "champion": move_champion},
     )
     return version
+
+
+def _require_checkpoint(session: Session, update: Update, manifest: Manifest) -> None:
+    whole = None
+    if update.parent_version_id is not None:
+        whole = checkpoint_of(session, session.get_one(Version, update.parent_version_id))
+    expected = None if whole is None else (whole.id, whole.manifest_sha256)
+    named = manifest.checkpoint
+    if (None if named is None else (named.version_id, named.manifest_sha256)) != expected:
+        raise CorruptArtifact("The manifest names another checkpoint than the parent version lies on.")
 
 
 def _hold(session: Session, update: Update, champion_id: str, verdict: Verdict) -> Verdict:

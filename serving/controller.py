@@ -5,6 +5,9 @@ nudged, the controller reads both sides and works each engine in a thread of its
 holds up nobody: load what is missing (verified files, unique name), probe it, flip the route, and later
 unload what no alias names, nobody holds and nobody used for `idle_seconds`. A version that can't be
 loaded leaves the old route as it is.
+
+A full version is never loaded: it is asked for, somebody starts an engine that runs it, and that replica
+is probed and routed to like any other. What is no longer asked for is stopped (docs/decisions/0006).
 """
 
 import logging
@@ -16,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from domain.errors import CorruptArtifact, EngineUnavailable, RatchetError
+from serving.demands import Demands
 from serving.replica import SERVED_NAME, Files, KnownReplica, Replica, WantedVersion
 from serving.routes import Endpoint, Route, Routes, RouteTable
 
@@ -23,7 +27,12 @@ logger = logging.getLogger(__name__)
 
 Record = Callable[[str, str, str | None, str | None], None]
 """(assistant id, alias, id of the version that answers for it, why the wanted one does not)."""
+Demand = Callable[[Sequence[str]], Mapping[str, str]]
+"""Asks for engines that run these full versions, for at least a minute from now; returns by id why one does
+not run."""
 ENSURE_SECONDS = 30.0
+ASKED_SECONDS = 120.0
+"""How long a version that a request named keeps its checkpoint asked for: an engine's start takes minutes."""
 STOP_SECONDS = 5.0
 
 
@@ -41,6 +50,7 @@ class SwapController:
         verify: Callable[[str, str], Path],
         base_config: Callable[[str], Mapping[str, Any]],
         record: Record,
+        demand: Demand,
         routes: RouteTable,
         poll_seconds: float = 1.0,
         idle_seconds: float = 30.0,
@@ -49,6 +59,7 @@ class SwapController:
         self._read_replicas = replicas
         self._files = Files(verify, base_config)
         self._record = record
+        self._demands = Demands(demand)
         self._routes = routes
         self._poll_seconds = poll_seconds
         self._idle_seconds = idle_seconds
@@ -61,6 +72,8 @@ class SwapController:
         """What answers for an alias now: the wanted version, or the one before it."""
         self._loaded: dict[str, WantedVersion] = {}
         """Every version that some replica acknowledges, by id."""
+        self._asked: dict[str, float] = {}
+        """Checkpoints that requests for a version by its number need, and until when (time.monotonic)."""
         self._replicas: dict[tuple[str, str], Replica] = {}
         """By (url, base model)."""
         self._busy: set[Replica] = set()
@@ -107,13 +120,17 @@ class SwapController:
         """Make the version answer under its number (and its alias, if it is what the alias names now), on
         at least one engine; what the engines really hold is looked up. It stays for `idle_seconds` at least.
 
-        Raises EngineUnavailable, CorruptArtifact.
+        Raises EngineUnavailable, also while the engine of a checkpoint is only starting: that takes longer
+        than a request may wait. Raises CorruptArtifact.
         """
         give_up_at = time.monotonic() + timeout
+        if wanted.checkpoint_id is not None:
+            with self._lock:
+                self._asked[wanted.checkpoint_id] = time.monotonic() + ASKED_SECONDS
         self._read()
         with self._lock:
             candidates = self._candidates(wanted)
-        problem: RatchetError = _no_engine(wanted)
+            problem: RatchetError = self._no_engine(wanted)
         for replica in candidates:
             if not replica.lock.acquire(timeout=max(0.0, give_up_at - time.monotonic())):
                 problem = EngineUnavailable(f"The inference engine at {replica.url} is busy loading.")
@@ -146,7 +163,13 @@ class SwapController:
     def _read(self) -> None:
         """Take over what the ledger says. One reader at a time, or an older answer could win."""
         with self._reading:
-            wanted, known = self._read_wanted(), self._read_replicas()
+            wanted = self._read_wanted()
+            with self._lock:
+                checkpoints = self._checkpoints(wanted)
+                running = {replica.base_model for replica in self._replicas.values()}
+            # First asked for, then looked for: what is found has not been let go since.
+            self._demands.renew(checkpoints, running)
+            known = self._read_replicas()
             with self._lock:
                 self._wanted = {(version.assistant_id, version.alias): version for version in wanted}
                 before, self._replicas = self._replicas, {}
@@ -252,6 +275,12 @@ class SwapController:
                 replica.acknowledged.discard(name)
             replica.client.unload(name)
             logger.info("unloaded %s from %s", name, replica.url)
+        with self._lock:
+            if self._runs_idle_checkpoint(replica) and self._routes.retire(
+                Endpoint(replica.url, replica.model_name), self._idle_seconds
+            ):
+                replica.acknowledged.clear()
+                logger.info("%s on %s is needed no more", replica.model_name, replica.url)
 
     def _flip(self) -> None:
         """Route every alias to its wanted version where a replica acknowledges that, else leave it."""
@@ -312,7 +341,7 @@ class SwapController:
             elif replica.unreachable is not None:
                 errors.append(replica.unreachable.message)
         if not self._candidates(wanted):
-            errors.append(_no_engine(wanted).message)
+            errors.append(self._no_engine(wanted).message)
         return serving.version_id if serving is not None else None, "; ".join(errors) or None
 
     def _route(self, version: WantedVersion) -> Route | None:
@@ -331,7 +360,20 @@ class SwapController:
         """What the replica must hold: the wanted versions, and those that still answer in their stead.
         With _lock held."""
         versions = [*self._wanted.values(), *self._serving.values()]
-        return [version for version in versions if version.base_model == replica.base_model]
+        return [version for version in versions if version.engine_base == replica.base_model]
+
+    def _checkpoints(self, wanted: Sequence[WantedVersion]) -> set[str]:
+        """The full versions whose engines must run. With _lock held."""
+        now = time.monotonic()
+        self._asked = {id: until for id, until in self._asked.items() if until > now}
+        used = [*wanted, *self._serving.values(), *self._loaded.values()]
+        return {version.checkpoint_id for version in used if version.checkpoint_id} | self._asked.keys()
+
+    def _runs_idle_checkpoint(self, replica: Replica) -> bool:
+        """Whether it answers for a full version alone, which nothing wants. With _lock held."""
+        runs_checkpoint = any(v.checkpoint_id == replica.base_model for v in self._loaded.values())
+        answers_for_it_alone = replica.acknowledged == {replica.model_name}
+        return runs_checkpoint and answers_for_it_alone and not self._needed(replica)
 
     def _behind(self, replica: Replica) -> bool:
         """Whether there is something to load right now. With _lock held."""
@@ -341,8 +383,14 @@ class SwapController:
         )
 
     def _candidates(self, version: WantedVersion) -> list[Replica]:
-        return [one for one in self._replicas.values() if one.base_model == version.base_model]
+        return [one for one in self._replicas.values() if one.base_model == version.engine_base]
 
-
-def _no_engine(wanted: WantedVersion) -> EngineUnavailable:
-    return EngineUnavailable(f"No inference engine is registered for the base model '{wanted.base_model}'.")
+    def _no_engine(self, wanted: WantedVersion) -> EngineUnavailable:
+        name = f"{wanted.assistant_name}@v{wanted.number}"
+        if wanted.checkpoint_id is None:
+            told = f"No inference engine is registered for the base model '{wanted.base_model}'."
+        elif problem := self._demands.problems.get(wanted.checkpoint_id):
+            told = f"No inference engine runs the checkpoint of '{name}': {problem}"
+        else:
+            told = f"An inference engine for the checkpoint of '{name}' is starting; try again shortly."
+        return EngineUnavailable(told)

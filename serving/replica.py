@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from domain.errors import EngineUnavailable, RatchetError
+from domain.version import VersionKind
 from serving.client import EngineClient
 from serving.routes import Endpoint
 from serving.validation import validate_adapter
@@ -41,11 +42,20 @@ class WantedVersion(Protocol):
     @property
     def served_name(self) -> str: ...
     @property
+    def kind(self) -> VersionKind: ...
+    @property
     def manifest_sha256(self) -> str | None:
-        """None for the bare base model, which needs no loading."""
+        """None for the bare base model."""
 
     @property
     def base_model(self) -> str: ...
+    @property
+    def checkpoint_id(self) -> str | None:
+        """The full version that it is or lies on; None where that is the base model itself."""
+
+    @property
+    def engine_base(self) -> str:
+        """What an engine must run to answer for it: its checkpoint, or else the base model."""
 
 
 class KnownReplica(Protocol):
@@ -54,10 +64,12 @@ class KnownReplica(Protocol):
     @property
     def url(self) -> str: ...
     @property
-    def base_model(self) -> str: ...
+    def base_model(self) -> str:
+        """What it runs: a base model's name or a full version's id."""
+
     @property
     def model_name(self) -> str:
-        """Under which it serves the bare base model."""
+        """Under which it serves that."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class Replica:
         self.unreachable: EngineUnavailable | None = None
 
     def engine_model(self, wanted: WantedVersion) -> str:
-        return self.model_name if wanted.manifest_sha256 is None else wanted.served_name
+        return wanted.served_name if wanted.kind == "adapter" else self.model_name
 
     def endpoint(self, wanted: WantedVersion) -> Endpoint:
         return Endpoint(self.url, self.engine_model(wanted))
@@ -106,7 +118,7 @@ class Replica:
         """
         name = self.engine_model(wanted)
         if name not in present:
-            if wanted.manifest_sha256 is None:
+            if wanted.kind != "adapter" or wanted.manifest_sha256 is None:
                 raise EngineUnavailable(f"The inference engine at {self.url} serves no model '{name}'.")
             folder = files.verify(wanted.version_id, wanted.manifest_sha256)
             validate_adapter(folder, files.base_config(wanted.base_model))
@@ -115,7 +127,7 @@ class Replica:
         try:
             self.client.probe(name)
         except EngineUnavailable:
-            if wanted.manifest_sha256 is not None:
+            if wanted.kind == "adapter":
                 # The next attempt shall start from verified files again.
                 with contextlib.suppress(EngineUnavailable):
                     self.client.unload(name)

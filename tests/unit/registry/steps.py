@@ -12,7 +12,7 @@ from domain.measurement import GateRules, Measurement, Verdict
 from domain.recipe import Recipe
 from domain.skill import ExactGrader
 from domain.update import Status
-from domain.version import Manifest
+from domain.version import Checkpoint, Manifest, VersionKind
 from registry import assistants, demonstrations, updates, versions
 from registry.claims import Claim, Patience
 from registry.leases import DEFAULT_PATIENCE
@@ -105,6 +105,8 @@ class Ledger:
         verdict: Verdict = PASS,
         measurements: list[Measurement] | None = None,
         move_champion: bool = True,
+        kind: VersionKind = "adapter",
+        checkpoint: Checkpoint | None = None,
     ) -> Version:
         with self.begin() as session:
             version_id, number = versions.allocate_version(session, claim)
@@ -114,7 +116,13 @@ class Ledger:
                 version_id=version_id,
                 number=number,
                 served_name=f"served-v{number}",
-                manifest=Manifest(kind="adapter", base_model="tiny", update_id=claim.update_id, files=[]),
+                manifest=Manifest(
+                    kind=kind,
+                    base_model="tiny",
+                    update_id=claim.update_id,
+                    checkpoint=checkpoint,
+                    files=[],
+                ),
                 manifest_sha256="0" * 64,
                 recipe=Recipe(),
                 verdict=verdict,
@@ -126,11 +134,18 @@ class Ledger:
         with self.begin() as session:
             return updates.finish(session, claim, status)
 
-    def learn(self, assistant: Assistant, skill: Skill, batch: list[Demonstration]) -> Version:
+    def learn(
+        self,
+        assistant: Assistant,
+        skill: Skill,
+        batch: list[Demonstration],
+        kind: VersionKind = "adapter",
+        checkpoint: Checkpoint | None = None,
+    ) -> Version:
         """From batch to champion."""
         self.teach(assistant, skill, batch)
         claim = self.must_claim(self.queue(assistant, [skill.name]))
-        version = self.publish(claim)
+        version = self.publish(claim, kind=kind, checkpoint=checkpoint)
         self.finish(claim)
         return version
 

@@ -7,6 +7,7 @@ from sqlalchemy import update
 
 from domain.errors import Conflict, NotFound
 from domain.update import Status
+from domain.version import Checkpoint
 from registry import aliases, assistants, retention, updates, versions
 from registry.retention import Policy
 from registry.session import clock
@@ -51,6 +52,23 @@ def test_the_champion_its_rollback_target_and_the_newest_stay(ledger: Ledger) ->
     assert prunable(ledger, assistant) == [1, 2, 3]
     assert prunable(ledger, assistant, replace(LATER, keep_versions=3)) == [1, 2]
     assert prunable(ledger, assistant, replace(LATER, keep_versions=5)) == []
+
+
+def test_a_checkpoint_stays_as_long_as_an_adapter_that_lies_on_it(ledger: Ledger) -> None:
+    assistant = ledger.assistant()
+    skill = ledger.skill(assistant)
+    full = ledger.learn(assistant, skill, lines(0, 2), kind="full")
+    below = Checkpoint(version_id=full.id, manifest_sha256="0" * 64)
+    for start in (10, 20):
+        ledger.learn(assistant, skill, lines(start, start + 2), checkpoint=below)
+    ledger.learn(assistant, skill, lines(30, 32), kind="full")
+    ledger.learn(assistant, skill, lines(40, 42), kind="full")
+    # v2 and v3 lie on v1, which nobody else needs; v4 is where a rollback goes.
+    assert prunable(ledger, assistant) == [2, 3]
+    assert prune(ledger, ledger.version(assistant, 2))
+    assert prunable(ledger, assistant) == [3]
+    assert prune(ledger, ledger.version(assistant, 3))
+    assert prunable(ledger, assistant) == [1]
 
 
 def test_nothing_goes_within_the_grace(ledger: Ledger) -> None:

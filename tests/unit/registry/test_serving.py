@@ -37,8 +37,10 @@ def test_wanted_is_every_alias_in_one_query(ledger: Ledger) -> None:
         kind="adapter",
         manifest_sha256="0" * 64,
         base_model="tiny",
+        checkpoint_id=None,
         update_id=v1.update_id,
     )
+    assert found[0].engine_base == "tiny"
     assert found[2].assistant_id == other.id
 
 

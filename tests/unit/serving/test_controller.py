@@ -14,7 +14,7 @@ import pytest
 
 from domain.demonstration import Message
 from domain.errors import CorruptArtifact, EngineUnavailable
-from domain.version import ModelName
+from domain.version import ModelName, VersionKind
 from serving.client import EngineClient
 from serving.controller import SwapController
 from serving.replica import Replica as EngineState
@@ -33,10 +33,16 @@ class Version:
     assistant_name: str = "helper"
     team_id: str = "t"
     base_model: str = "small"
+    kind: VersionKind = "adapter"
+    checkpoint_id: str | None = None
 
     @property
     def version_id(self) -> str:
         return f"ver_{self.number}"
+
+    @property
+    def engine_base(self) -> str:
+        return self.checkpoint_id or self.base_model
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,12 @@ class Ledger:
         self.root = root
         self.write = write
         self.changed = threading.Condition()
-        self.aliases: dict[str, Version] = {"champion": Version(0, None, "base")}
+        self.aliases: dict[str, Version] = {"champion": Version(0, None, "base", kind="base")}
         self.replicas: list[Replica] = []
         self.recorded: list[tuple[str, str, str | None, str | None]] = []
         self.verified: list[str] = []
+        self.demanded: list[Sequence[str]] = []
+        self.problems: dict[str, str] = {}
         self.away = False
 
     def version(self, number: int, **adapter: Any) -> Version:
@@ -88,6 +96,12 @@ class Ledger:
         if not (folder / "adapter_model.safetensors").is_file():
             raise CorruptArtifact(f"{version_id}: adapter_model.safetensors is missing.")
         return folder
+
+    def demand(self, version_ids: Sequence[str]) -> Mapping[str, str]:
+        with self.changed:
+            self.demanded.append(version_ids)
+            self.changed.notify_all()
+            return dict(self.problems)
 
     def record(self, assistant_id: str, alias: str, version_id: str | None, error: str | None) -> None:
         if self.away:
@@ -139,6 +153,7 @@ class Stand:
                 verify=self.ledger.verify,
                 base_config=lambda name: self.config,
                 record=self.ledger.record,
+                demand=self.ledger.demand,
                 routes=self.routes,
                 poll_seconds=0.05,
                 idle_seconds=idle_seconds,
