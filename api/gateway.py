@@ -138,7 +138,7 @@ async def _forward(request: Request, call: Call, path: str, allowed: frozenset[s
         raise InvalidInput("'model' must name an assistant.", param="model")
     if not isinstance(body.get("stream"), bool | None):
         raise InvalidInput("'stream' must be true or false.", param="stream")
-    payload = forwarded(body, allowed)
+    payload = forwarded(body, allowed, scores_prompts=call.context.settings.scores_prompts)
     try:
         name = ModelName.parse(model)
     except InvalidInput as error:

@@ -36,7 +36,7 @@ CHAT_FORWARDED = _SAMPLING | {
     "tools",
     "top_logprobs",
 }
-TEXT_FORWARDED = _SAMPLING | {"best_of", "echo", "model", "prompt", "suffix"}
+TEXT_FORWARDED = _SAMPLING | {"echo", "model", "prompt", "suffix"}
 
 IGNORED = frozenset(
     {
@@ -54,18 +54,21 @@ IGNORED = frozenset(
 )
 """OpenAI's hints to its own service: accepted, and of no meaning to an engine."""
 UNSUPPORTED = frozenset(
-    {"audio", "function_call", "functions", "modalities", "moderation", "web_search_options"}
+    {"audio", "best_of", "function_call", "functions", "modalities", "moderation", "web_search_options"}
 )
 """OpenAI's fields that change the answer in a way that no engine here can: refused, not ignored."""
 
 
-def forwarded(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
+def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: bool) -> dict[str, Any]:
     """The fields that reach the engine; nulls are left out, as they mean the default.
 
+    Without `scores_prompts` the prompt's own log-probabilities (`echo` with `logprobs`) are refused.
     Raises InvalidInput naming the first field that may not, its code `unsupported_parameter` for OpenAI's
     own and `unknown_parameter` for all others.
     """
     for name, value in body.items():
+        if name == "best_of" and "echo" in allowed and value in (None, 1):
+            continue
         if name in UNSUPPORTED:
             if value is None:
                 continue
@@ -74,4 +77,10 @@ def forwarded(body: dict[str, Any], allowed: frozenset[str]) -> dict[str, Any]:
             )
         if name not in allowed and name not in IGNORED:
             raise InvalidInput(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    if body.get("echo") and body.get("logprobs") is not None and not scores_prompts:
+        raise InvalidInput(
+            "'echo' with 'logprobs' is off here: it may end an engine that was not started for it.",
+            param="echo",
+            code="unsupported_parameter",
+        )
     return {name: value for name, value in body.items() if name in allowed and value is not None}

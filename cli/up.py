@@ -55,7 +55,7 @@ class Stack:
             self._supervisor.add(components.valkey(self._settings, path))
             self._await("valkey", lambda: components.valkey_answers(path))
         self._settings.work_dir.mkdir(exist_ok=True)
-        if self._settings.engine_url is None:
+        if not self._settings.engine_urls:
             self._start_engine(BUILT_IN_MODEL)
         self._supervisor.add(components.api(self._settings, self._listener))
         worker = self._supervisor.add(components.worker(self._settings))
@@ -116,7 +116,7 @@ class Stack:
 
     def _watch_engines(self) -> None:
         for engine, child in self._engines.values():
-            if not engine.registered and child.alive and components.answers(f"{engine.url}/health"):
+            if not engine.registered and child.alive and engine.ready():
                 self._set_registered(engine, True)
         with self._sessions() as session:
             needed = serving.base_models_in_use(session)
@@ -166,6 +166,8 @@ def up(home: Path, port: int, announce: Callable[[str], None]) -> None:
     settings = Settings(home=home.expanduser().resolve())
     if settings.broker_url is None:
         socket_path(settings.home)
+    if settings.engine == "vllm" and not settings.engine_urls:
+        components.require_vllm(settings)
     with HomeLock(settings.home) as lock, bind(port) as listener:
         stopping = StopRequest().install()
         say("supervisor", f"home {settings.home}")

@@ -3,9 +3,21 @@
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank takes."""
+VLLM_DEFAULT_RANK = 16
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def a_vllm_rank(rank: int) -> int:
+    if rank not in VLLM_RANKS:
+        raise ValueError(f"one of {', '.join(map(str, VLLM_RANKS))}")
+    return rank
 
 
 def half_the_cores() -> int:
@@ -24,8 +36,22 @@ class Settings(BaseSettings):
     """SQLAlchemy URL; default: SQLite in `home`."""
     broker_url: str | None = None
     """Celery broker; default: the embedded Valkey's socket in `home`."""
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """Which inference engine `ratchet up` starts for each base model, or `engine_url` names."""
     engine_url: str | None = None
-    """A running inference server; default: the engines that `ratchet up` registers."""
+    """Running inference servers, comma-separated; default: the engines that `ratchet up` registers."""
+    engine_prompt_logprobs: bool = False
+    """Whether the servers that `engine_url` names can score prompts safely: see docs/serving.md."""
+    engine_adapters: int = Field(default=64, ge=4)
+    """Adapters that an engine holds at a time: served versions, and those that evaluations load."""
+    engine_batch_adapters: int = Field(default=8, ge=1)
+    """Adapters whose requests vLLM computes together; more wait for each other."""
+    engine_max_rank: Annotated[int, AfterValidator(a_vllm_rank)] = VLLM_DEFAULT_RANK
+    """Highest rank that vLLM takes: every adapter costs as much as one of this rank."""
+    vllm_python: Path = CHECKOUT / ".vllm" / "bin" / "python"
+    """Interpreter of vLLM's own environment, made by `make vllm`."""
+    vllm_args: str = ""
+    """Further arguments of vLLM's server, as in a shell."""
     artifacts_url: str | None = None
     """Where versions' files are kept: `s3://bucket/prefix` or `file:///path`; default: folders in `home`."""
     keep_versions: int | None = Field(default=None, ge=1)
@@ -81,6 +107,22 @@ class Settings(BaseSettings):
     def work_dir(self) -> Path:
         """Job files, checkpoints and adapters that are not published yet."""
         return self.home / "work"
+
+    @property
+    def engine_urls(self) -> tuple[str, ...]:
+        """Of the servers that run already; none where `ratchet up` starts them."""
+        given = (url.strip().rstrip("/") for url in (self.engine_url or "").split(","))
+        return tuple(dict.fromkeys(url for url in given if url))
+
+    @property
+    def adapter_rank_limit(self) -> int | None:
+        """Highest rank that the engine serves; None: the embedded one takes what a recipe may ask for."""
+        return self.engine_max_rank if self.engine == "vllm" else None
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether log-probabilities of a prompt may be asked for: they may end a vLLM of unknown flags."""
+        return not self.engine_urls or self.engine_prompt_logprobs
 
     @property
     def resolved_database_url(self) -> str:

@@ -17,6 +17,7 @@ INFERENCE_SECONDS = 300.0
 ADMIN_SECONDS = 60.0
 """Loading an adapter waits for the engine's running step."""
 QUICK_SECONDS = 5.0
+PROBE = "The quick brown fox jumps over the lazy dog because"
 KEEP_ALIVE_SECONDS = 2.0
 """Below uvicorn's 5 s, so that no request is sent down a connection that the engine is closing."""
 
@@ -81,15 +82,16 @@ class EngineClient:
                 scored.append(self._likelihood(model, choice["logprobs"], span))
         return scored
 
-    def probe(self, model: str) -> float:
-        """Logprob of one greedy token: proof that the model computes, not only that it is listed."""
-        body = {"model": model, "prompt": "Hello", "max_tokens": 1, "temperature": 0.0, "logprobs": 1}
+    def probe(self, model: str) -> tuple[float, ...]:
+        """Logprobs of a few greedy tokens after a fixed prompt: proof that the model computes, not only that
+        it is listed. Equal for two models only if they compute the same."""
+        body = {"model": model, "prompt": PROBE, "max_tokens": 4, "temperature": 0.0, "logprobs": 1}
         response = self._send("POST", "/v1/completions", body, ADMIN_SECONDS)
         reply = self._json(response, f"probe '{model}'")
         logprobs = reply["choices"][0]["logprobs"]["token_logprobs"]
-        if not logprobs or logprobs[0] is None or not math.isfinite(logprobs[0]):
+        if not logprobs or not all(value is not None and math.isfinite(value) for value in logprobs):
             raise self._refused(f"probe '{model}'", f"logprobs {logprobs} are not finite")
-        return float(logprobs[0])
+        return tuple(map(float, logprobs))
 
     def load(self, name: str, path: Path) -> None:
         """Load the adapter folder under `name`. Names are never reused for other weights, so a name that

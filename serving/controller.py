@@ -52,12 +52,13 @@ class SwapController:
         record: Record,
         demand: Demand,
         routes: RouteTable,
+        max_rank: int | None = None,
         poll_seconds: float = 1.0,
         idle_seconds: float = 30.0,
     ) -> None:
         self._read_wanted = wanted
         self._read_replicas = replicas
-        self._files = Files(verify, base_config)
+        self._files = Files(verify, base_config, max_rank)
         self._record = record
         self._demands = Demands(demand)
         self._routes = routes

@@ -80,6 +80,8 @@ class Files:
     """(version id, manifest sha256) -> its folder, every byte compared; raises CorruptArtifact."""
     base_config: Callable[[str], Mapping[str, Any]]
     """Base model's name -> its config.json."""
+    max_rank: int | None
+    """Of adapters that the engines serve; None: any."""
 
 
 @dataclass
@@ -117,15 +119,28 @@ class Replica:
         Files are verified before every load. Raises EngineUnavailable, CorruptArtifact.
         """
         name = self.engine_model(wanted)
+        must_differ = False
         if name not in present:
             if wanted.kind != "adapter" or wanted.manifest_sha256 is None:
                 raise EngineUnavailable(f"The inference engine at {self.url} serves no model '{name}'.")
             folder = files.verify(wanted.version_id, wanted.manifest_sha256)
-            validate_adapter(folder, files.base_config(wanted.base_model))
+            adapter = validate_adapter(
+                folder,
+                files.base_config(wanted.base_model),
+                base_model=wanted.base_model,
+                max_rank=files.max_rank,
+            )
+            must_differ = adapter.is_visible
             self.client.load(name, folder)
             logger.info("loaded %s on %s", name, self.url)
         try:
-            self.client.probe(name)
+            answer = self.client.probe(name)
+            if must_differ and answer == self.client.probe(self.model_name):
+                raise EngineUnavailable(
+                    f"The inference engine at {self.url} answers as '{name}' just as its base model does: "
+                    "it does not apply the adapter.",
+                    code="engine_refused",
+                )
         except EngineUnavailable:
             if wanted.kind == "adapter":
                 # The next attempt shall start from verified files again.

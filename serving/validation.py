@@ -1,8 +1,9 @@
 """Checks of an adapter folder before an engine may load it.
 
 vLLM accepts silently: a config rank that differs from the tensors', a wrong alpha, NaN weights, missing
-or surplus layers, another base. So everything that it would not refuse is refused here. Torch-free: the
-safetensors header is JSON, the data little-endian arrays.
+or surplus layers, another base (tests/vllm). So everything that it would not refuse is refused here, but a
+wrong alpha, which only the manifest's hash can tell. Torch-free: the safetensors header is JSON, the data
+little-endian arrays.
 """
 
 import json
@@ -15,21 +16,54 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from domain.errors import CorruptArtifact
+from domain.errors import CorruptArtifact, EngineUnavailable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
-CHUNK = 1 << 22
-"""Elements checked at a time: bounds the memory of the finite test."""
+VISIBLE_CHANGE = 1e-6
+"""Root mean square of a weight's change from which bfloat16 engines must answer differently: one step of a
+small learning rate makes more, and flips thousands of roundings on the way through the layers."""
 
 _WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
 _KEY = re.compile(
     r"base_model\.model\.model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<module>\w+)"
     r"\.lora_(?P<side>[AB])\.weight"
 )
+
+
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+    "use_qalora",
+)
+"""Config fields under which the change of a weight is not scaling * B A, or not everywhere."""
+_INITS_THAT_LEAVE_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class Adapter(NamedTuple):
+    """What validation learnt of an adapter."""
+
+    rank: int
+    largest_change: float
+    """Over its weights, of the root mean square of scaling * B A."""
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether a model with it must answer differently from its base."""
+        return self.largest_change >= VISIBLE_CHANGE
 
 
 class Tensor(NamedTuple):
@@ -40,23 +74,33 @@ class Tensor(NamedTuple):
     stop: int
 
 
-def validate_adapter(folder: Path, base_config: Mapping[str, Any]) -> Path:
-    """`folder` itself, when its adapter fits the base model whose config.json is `base_config`.
+def validate_adapter(
+    folder: Path, base_config: Mapping[str, Any], *, base_model: str, max_rank: int | None = None
+) -> Adapter:
+    """What the folder holds, when its adapter fits `base_model`, whose config.json is `base_config`.
 
-    Raises CorruptArtifact naming the file and what is wrong with it.
+    Raises CorruptArtifact naming the file and what is wrong with it, EngineUnavailable (`engine_refused`)
+    for a rank above `max_rank`.
     """
     config = _read_config(folder / CONFIG)
+    declared = config.get("base_model_name_or_path")
+    if declared and declared != base_model:
+        raise _corrupt(folder / CONFIG, f"made for the base model '{declared}', not '{base_model}'")
+    rank = int(config["r"])
+    if max_rank is not None and rank > max_rank:
+        raise EngineUnavailable(
+            f"The adapter's rank is {rank}, and the inference engine serves up to {max_rank} "
+            "(RATCHET_ENGINE_MAX_RANK).",
+            code="engine_refused",
+        )
     weights = folder / WEIGHTS
     try:
         with weights.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             tensors = read_header(data, weights)
             _check_keys_and_shapes(weights, tensors, config, base_config)
-            for name, tensor in tensors.items():
-                if not _finite(data, tensor):
-                    raise _corrupt(weights, f"'{name}' holds NaN or infinity")
+            return Adapter(rank, _largest_change(weights, data, tensors, config))
     except (OSError, ValueError) as error:
         raise _corrupt(weights, str(error)) from error
-    return folder
 
 
 def read_header(data: mmap.mmap, path: Path) -> dict[str, Tensor]:
@@ -114,11 +158,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise _corrupt(path, f"lora_alpha is {alpha!r}, not a positive number")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise _corrupt(path, "target_modules is not a list of names")
-    unsupported = [
-        field
-        for field in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
-        if config.get(field)
-    ]
+    unsupported = [field for field in _UNSUPPORTED if config.get(field)]
+    if config.get("init_lora_weights", True) not in _INITS_THAT_LEAVE_THE_BASE:
+        unsupported.append("init_lora_weights")
     if config.get("bias", "none") != "none":
         unsupported.append("bias")
     if unsupported:
@@ -179,20 +221,37 @@ def linear_sizes(base_config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def _finite(data: mmap.mmap, tensor: Tensor) -> bool:
-    width = _WIDTHS[tensor.dtype]
-    for start in range(tensor.start, tensor.stop, CHUNK * width):
-        count = min(CHUNK, (tensor.stop - start) // width)
-        if tensor.dtype == "BF16":
-            # numpy has no bfloat16: an exponent of all ones (bits 7 to 14) is infinity or NaN.
-            bits = np.frombuffer(data, dtype="<u2", count=count, offset=start)
-            finite = bool(np.all(bits & 0x7F80 != 0x7F80))
-        else:
-            kind = "<f2" if tensor.dtype == "F16" else "<f4"
-            finite = bool(np.all(np.isfinite(np.frombuffer(data, dtype=kind, count=count, offset=start))))
-        if not finite:
-            return False
-    return True
+def _largest_change(
+    path: Path, data: mmap.mmap, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> float:
+    """See `Adapter`. Raises CorruptArtifact for values that are not finite."""
+    rank = int(config["r"])
+    scaling = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    largest = 0.0
+    for name in tensors:
+        if ".lora_A." not in name:
+            continue
+        down, up = (_values(path, data, tensors, one) for one in (name, name.replace(".lora_A.", ".lora_B.")))
+        # The sum of squares of B A without forming it: trace of (B'B)(A A').
+        squares = float(np.sum((up.T @ up) * (down @ down.T)))
+        change = abs(scaling) * math.sqrt(max(0.0, squares) / (up.shape[0] * down.shape[1]))
+        largest = max(largest, change)
+    return largest
+
+
+def _values(path: Path, data: mmap.mmap, tensors: Mapping[str, Tensor], name: str) -> NDArray[np.float64]:
+    tensor = tensors[name]
+    content = data[
+        tensor.start : tensor.stop
+    ]  # a copy: arrays over the map itself would keep it from closing
+    if tensor.dtype == "BF16":
+        # numpy has no bfloat16: it is the upper half of a float32.
+        values = (np.frombuffer(content, dtype="<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.frombuffer(content, dtype="<f2" if tensor.dtype == "F16" else "<f4")
+    if not bool(np.all(np.isfinite(values))):
+        raise _corrupt(path, f"'{name}' holds NaN or infinity")
+    return values.reshape(tensor.shape).astype(np.float64)
 
 
 def _corrupt(path: Path, what: str) -> CorruptArtifact:

@@ -189,6 +189,7 @@ class Evaluation:
             return measured_items(session, version, kind, suite)
 
 
-def check_candidate(candidate: Path, base: Path) -> None:
-    """Raises CorruptArtifact: engines accept silently what does not fit."""
-    validate_adapter(candidate, json.loads((base / "config.json").read_text(encoding="utf-8")))
+def check_candidate(candidate: Path, base: Path, base_model: str, max_rank: int | None) -> None:
+    """Raises CorruptArtifact: engines accept silently what does not fit. EngineUnavailable: see there."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    validate_adapter(candidate, config, base_model=base_model, max_rank=max_rank)

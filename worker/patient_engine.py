@@ -36,8 +36,16 @@ class PatientEngine:
     the engine refuses; and Interrupted when the lease says so."""
 
     def __init__(
-        self, sessions: sessionmaker[Session], base_model: str, lease: Lease, journal: Journal
+        self,
+        sessions: sessionmaker[Session],
+        base_model: str,
+        lease: Lease,
+        journal: Journal,
+        *,
+        scores_prompts: bool,
     ) -> None:
+        """Without `scores_prompts`, asking for a prompt's likelihood could end the engine, and is refused."""
+        self.scores_prompts = scores_prompts
         self._sessions = sessions
         self._base_model = base_model
         self._lease = lease
@@ -141,6 +149,12 @@ class PatientModel:
         return self._ask(lambda client, model: client.chat(model, messages, max_tokens))
 
     def loglikelihood(self, prefix: str, continuations: Sequence[str]) -> list[Likelihood]:
+        if not self._engine.scores_prompts:
+            raise EngineUnavailable(
+                "The inference engines at RATCHET_ENGINE_URL may not be asked to score prompts, which "
+                "evaluation needs: see RATCHET_ENGINE_PROMPT_LOGPROBS in docs/serving.md.",
+                code="engine_refused",
+            )
         return self._ask(lambda client, model: client.loglikelihood(model, prefix, continuations))
 
     def _ask(self, action: Callable[[EngineClient, str], Result]) -> Result:

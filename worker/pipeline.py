@@ -189,9 +189,15 @@ class Story:
 
     def _evaluate(self, brief: Brief, candidate: Path) -> Scores:
         self._journal.enter(Phase.EVALUATING)
-        check_candidate(candidate, self._base(brief))
+        check_candidate(candidate, self._base(brief), brief.base_model, self._settings.adapter_rank_limit)
         evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
-        with PatientEngine(self._sessions, brief.base_model, self._lease, self._journal) as engine:
+        with PatientEngine(
+            self._sessions,
+            brief.base_model,
+            self._lease,
+            self._journal,
+            scores_prompts=self._settings.scores_prompts,
+        ) as engine:
             return evaluation.run(engine, candidate, self._parent_adapter(brief))
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:

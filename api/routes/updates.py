@@ -46,7 +46,7 @@ def create_update(
             session,
             owner,
             skills=body.skills,
-            recipe=_recipe(owner, body.recipe),
+            recipe=_servable(_recipe(owner, body.recipe), context.settings.adapter_rank_limit),
             gate=body.gate,
             publish=body.publish,
             actor=ACTOR,
@@ -148,5 +148,17 @@ def _recipe(assistant: Assistant, given: dict[str, JsonValue]) -> Recipe:
             "or more; `ratchet train` takes 0.",
             param="recipe.lora_rank",
             code="full_version_not_servable",
+        )
+    return recipe
+
+
+def _servable(recipe: Recipe, max_rank: int | None) -> Recipe:
+    """Raises InvalidInput when the engine could not serve what the recipe trains."""
+    if max_rank is not None and recipe.lora_rank > max_rank:
+        raise InvalidInput(
+            f"recipe.lora_rank: {recipe.lora_rank} is above the {max_rank} that the inference engine serves "
+            "(RATCHET_ENGINE_MAX_RANK).",
+            param="recipe.lora_rank",
+            code="rank_not_servable",
         )
     return recipe

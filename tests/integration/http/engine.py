@@ -59,7 +59,8 @@ class Engine:
         body = await request.json()
         if body["model"] not in {self.base, *self.adapters}:
             return self._unknown(body["model"])
-        logprobs = {"tokens": ["x"], "token_logprobs": [-0.5], "top_logprobs": [{"x": -0.5}]}
+        value = -0.5 if body["model"] == self.base else -0.75
+        logprobs = {"tokens": ["x"], "token_logprobs": [value], "top_logprobs": [{"x": value}]}
         choice = {
             "index": 0,
             "text": f"{body['model']} completes",

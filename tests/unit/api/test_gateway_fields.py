@@ -26,7 +26,7 @@ def test_the_three_fates_are_disjoint() -> None:
 
 def test_hints_and_nulls_do_not_reach_the_engine() -> None:
     body = {"model": "a", "messages": [], "user": "u", "store": True, "stop": None, "top_k": 3, "audio": None}
-    assert forwarded(body, CHAT_FORWARDED) == {"model": "a", "messages": [], "top_k": 3}
+    assert forwarded(body, CHAT_FORWARDED, scores_prompts=True) == {"model": "a", "messages": [], "top_k": 3}
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,27 @@ def test_hints_and_nulls_do_not_reach_the_engine() -> None:
 )
 def test_other_fields_are_refused_by_name(field: str, code: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        forwarded({"model": "a", "messages": [], field: {}}, CHAT_FORWARDED)
+        forwarded({"model": "a", "messages": [], field: {}}, CHAT_FORWARDED, scores_prompts=True)
     assert (refused.value.param, refused.value.code) == (field, code)
+
+
+def test_a_prompt_is_scored_only_where_the_engine_can() -> None:
+    body = {"model": "a", "prompt": "x", "echo": True, "logprobs": 0}
+    assert forwarded(body, TEXT_FORWARDED, scores_prompts=True) == body
+    with pytest.raises(InvalidInput) as refused:
+        forwarded(body, TEXT_FORWARDED, scores_prompts=False)
+    assert (refused.value.param, refused.value.code) == ("echo", "unsupported_parameter")
+    for harmless in ({"echo": True}, {"logprobs": 2}, {"echo": False, "logprobs": 2}):
+        body = {"model": "a", "prompt": "x", **harmless}
+        assert forwarded(body, TEXT_FORWARDED, scores_prompts=False) == body
+
+
+@pytest.mark.parametrize(("best_of", "passes"), [(None, True), (1, True), (2, False)])
+def test_best_of_is_no_engines(best_of: int | None, passes: bool) -> None:
+    body = {"model": "a", "prompt": "x", "best_of": best_of}
+    if passes:
+        assert forwarded(body, TEXT_FORWARDED, scores_prompts=True) == {"model": "a", "prompt": "x"}
+    else:
+        with pytest.raises(InvalidInput) as refused:
+            forwarded(body, TEXT_FORWARDED, scores_prompts=True)
+        assert refused.value.code == "unsupported_parameter"

@@ -1,6 +1,7 @@
 import importlib.metadata
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,19 @@ def test_one_home_has_one_holder(tmp_path: Path) -> None:
             HomeLock(tmp_path).__enter__()
     with HomeLock(tmp_path):
         pass
+
+
+def test_the_engine_that_would_start_is_checked(tmp_path: Path) -> None:
+    assert doctor.check_engine(Settings(home=tmp_path)).state == "ok"
+    missing = doctor.check_engine(Settings(home=tmp_path, engine="vllm", vllm_python=tmp_path / "python"))
+    assert (missing.state, "make vllm" in (missing.mend or "")) == ("problem", True)
+    without = doctor.check_engine(Settings(home=tmp_path, engine="vllm", vllm_python=Path(sys.executable)))
+    assert (without.state, "has no vLLM" in without.message) == ("problem", True)
+
+
+def test_servers_that_the_settings_name_must_answer(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        finding = doctor.check_engine(Settings(home=tmp_path, engine_url=f"{url}/, {url}"))
+    assert (finding.state, finding.message) == ("problem", f"no answer from {url}")

@@ -58,6 +58,8 @@ class EngineServer:
         self.refuse: dict[str, tuple[int, str]] = {}
         """Adapter name prefix -> status and words of the refusal."""
         self.bad_probe: set[str] = set()
+        self.ignored: set[str] = set()
+        """Adapters that are listed and change nothing; the others change every logprob of a sampled token."""
         self.bos = False
         self.garbled = False
         self.chat_gate = threading.Event()
@@ -196,6 +198,8 @@ class EngineServer:
             values: list[float | None] = [-len(token) / 10 for token in tokens]
             if body.get("echo"):
                 values[0] = None
+            if body["model"] in self.adapters and body["model"] not in self.ignored:
+                values[-1] -= 0.25
             if body["model"] in self.bad_probe:
                 values[-1] = float("nan")
             top = [

@@ -135,6 +135,7 @@ class Stand:
         self.ledger = ledger
         self.engines = engines
         self.config = config
+        self.max_rank: int | None = None
         self.routes = RouteTable()
         ledger.replicas = [Replica(engine.url) for engine in engines]
         self._stack = ExitStack()
@@ -155,6 +156,7 @@ class Stand:
                 record=self.ledger.record,
                 demand=self.ledger.demand,
                 routes=self.routes,
+                max_rank=self.max_rank,
                 poll_seconds=0.05,
                 idle_seconds=idle_seconds,
             )
@@ -322,6 +324,30 @@ def test_a_version_whose_probe_fails_is_not_routed(stand: Stand) -> None:
     assert version == "ver_0"
     assert "not finite" in (error or "")
     assert stand.engine.adapters == {}
+
+
+def test_an_engine_that_ignores_an_adapter_keeps_the_old_version(stand: Stand, tensors: Any) -> None:
+    weights = {name: value + 0.5 for name, value in tensors().items()}
+    v1, v2 = stand.ledger.version(1, tensors=weights), stand.ledger.version(2, tensors=weights)
+    stand.start()
+    assert stand.serve(v1)
+    stand.engine.ignored.add(v2.served_name)
+    assert not stand.serve(v2, seconds=0.3)
+    version, error = stand.ledger.wait_recorded(lambda version, error: error is not None)
+    assert version == "ver_1"
+    assert "does not apply the adapter" in (error or "")
+    assert stand.answer()[0] == 1
+    stand.engine.wait_for(lambda: list(stand.engine.adapters) == [v1.served_name])
+
+
+def test_a_rank_that_engines_do_not_serve_is_never_loaded(stand: Stand) -> None:
+    stand.max_rank = 1
+    v1 = stand.ledger.version(1)
+    stand.start_on_base()
+    assert not stand.serve(v1, seconds=0.3)
+    _, error = stand.ledger.wait_recorded(lambda version, error: error is not None)
+    assert "RATCHET_ENGINE_MAX_RANK" in (error or "")
+    assert stand.engine.count("load") == 0
 
 
 def test_a_restarted_engine_gets_its_adapters_back(stand: Stand) -> None:

@@ -1,0 +1,85 @@
+"""The running inference servers that RATCHET_ENGINE_URL names: each is registered when it first answers."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import httpx
+from sqlalchemy.orm import Session, sessionmaker
+
+from registry import serving
+from registry.tables import Replica
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 2.0
+AGAIN_SECONDS = 2.0
+"""Between two questions to a server that did not answer, or serves no base that is used here."""
+
+
+class ConfiguredEngines:
+    """Used by one thread at a time."""
+
+    def __init__(self, urls: Sequence[str], sessions: sessionmaker[Session]) -> None:
+        self._urls = urls
+        self._sessions = sessions
+        self._ask_at: dict[str, float] = {}
+        """time.monotonic"""
+        self._told: dict[str, str] = {}
+
+    def register(self, known: Sequence[Replica], used: Sequence[str]) -> bool:
+        """Whether a server was registered: as a replica of the first base model in `used` that it serves."""
+        registered = {replica.url for replica in known}
+        changed = False
+        for url in self._urls:
+            if url in registered or not used or self._ask_at.get(url, 0.0) > time.monotonic():
+                continue
+            self._ask_at[url] = time.monotonic() + AGAIN_SECONDS
+            cards = self._models(url)
+            served = [(base, served_name(cards, base)) for base in used]
+            for base_model, name in served:
+                if name is not None:
+                    with self._sessions.begin() as session:
+                        serving.register_replica(session, url, base_model, name)
+                    logger.info("engine %s serves %s as '%s'", url, base_model, name)
+                    changed = True
+                    break
+            else:
+                names = ", ".join(str(card["id"]) for card in cards if card.get("parent") is None)
+                if cards:
+                    self._tell(url, f"serves {names}, and no assistant has that base model")
+        return changed
+
+    def _models(self, url: str) -> list[dict[str, Any]]:
+        try:
+            reply = httpx.get(f"{url}/v1/models", timeout=ANSWER_SECONDS, trust_env=False)
+            reply.raise_for_status()
+            return [card for card in reply.json()["data"] if isinstance(card["id"], str)]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            self._tell(url, f"does not list its models: {error}")
+            return []
+
+    def _tell(self, url: str, what: str) -> None:
+        if self._told.get(url) != what:
+            self._told[url] = what
+            logger.warning("engine %s %s", url, what)
+
+
+def served_name(cards: Sequence[dict[str, Any]], base_model: str) -> str | None:
+    """Under which name of /v1/models the server answers with the bare `base_model`; None if it does not.
+
+    A model of that name is taken at its word. Another one is it when it was loaded from where the base
+    model lies: its hub id, its folder, or a folder called as the cache calls it.
+    """
+    if any(card["id"] == base_model for card in cards):
+        return base_model
+    folder = base_model.replace("/", "--")
+    for card in cards:
+        root = card.get("root")
+        if card.get("parent") is not None or not isinstance(root, str):
+            continue
+        if root == base_model or PurePosixPath(root).name == folder:
+            return str(card["id"])
+    return None
