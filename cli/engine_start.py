@@ -30,6 +30,7 @@ def main(name: str, port: str, parent: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if settings.engine == "vllm":
         server = vllm_start.command(settings, name, model.path, port, gpu=vllm_start.has_gpu())
+        # The tie to the parent by SIGTERM outlasts this process's image.
         guarded = [sys.executable, "-I", "-S", guard.__file__, parent, *server]
         os.execve(sys.executable, guarded, vllm_start.environment(os.environ, settings))
     die_with_parent(int(parent), signal.SIGKILL)

@@ -1,8 +1,9 @@
 """Run a command that has children of its own, so that all of them die with the process that started it.
 
-Executed as a script: `python -I -S guard.py PARENT_PID COMMAND...`, leading a process group of its own. The
-kernel's death signal (see `launch`) reaches one process; vLLM's engine and worker processes would outlive
-their server and keep its memory. So this one stays, and when the parent dies it kills the whole group.
+Executed as a script: `python -I -S guard.py PARENT_PID COMMAND...`, leading a process group of its own and
+tied to the parent by SIGTERM (see `launch`). The kernel's death signal reaches one process; vLLM's engine
+and worker processes would outlive their server and keep its memory. So this one stays, and when the parent
+dies it kills the whole group.
 """
 
 import os
@@ -17,10 +18,6 @@ LAUNCH = Path(__file__).with_name("launch.py")
 
 def main(parent: int, command: list[str]) -> int:
     """Exit status of the command, 128 + signal when one ended it."""
-    # As a script this module has no package: its neighbour is found by its file.
-    sys.path.insert(0, str(LAUNCH.parent))
-    from launch import die_with_parent
-
     launcher = [sys.executable, "-I", "-S", str(LAUNCH), str(os.getpid()), str(int(signal.SIGKILL))]
     child: subprocess.Popen[bytes] | None = None
 
@@ -32,7 +29,6 @@ def main(parent: int, command: list[str]) -> int:
             child.terminate()
 
     signal.signal(signal.SIGTERM, stop)
-    die_with_parent(parent, signal.SIGTERM)
     child = subprocess.Popen(launcher + command)
     status = child.wait()
     return status if status >= 0 else 128 - status

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import guard, vllm_start
+from cli import guard, launch, vllm_start
 from cli.components import require_vllm
 from cli.errors import CliError
 from cli.supervisor import spawn
@@ -74,7 +74,7 @@ def test_on_a_cpu_the_base_is_served_through_zeros(tmp_path: Path, base: Path) -
     [card] = map(json.loads, found["--lora-modules"])
     assert (card["name"], card["base_model_name"]) == ("org/model", "bare:org/model")
     weights = Path(card["path"]) / "adapter_model.safetensors"
-    validate_adapter(weights.parent, CONFIG)
+    validate_adapter(weights.parent, CONFIG, base_model="org/model")
     length = int.from_bytes(weights.read_bytes()[:8], "little")
     assert set(weights.read_bytes()[8 + length :]) == {0}
     before = weights.stat()
@@ -131,7 +131,9 @@ time.sleep(600)
 """
 PARENT = """
 import os, subprocess, sys, time
-guarded = [sys.executable, "-I", "-S", sys.argv[1], str(os.getpid()), *sys.argv[2:]]
+python = [sys.executable, "-I", "-S"]
+me = str(os.getpid())
+guarded = [*python, sys.argv[1], me, "15", *python, sys.argv[2], me, *sys.argv[3:]]
 print(subprocess.Popen(guarded, start_new_session=True).pid, flush=True)
 time.sleep(600)
 """
@@ -144,7 +146,17 @@ def started(pids: Path) -> list[int]:
 
 def test_kill_9_of_the_parent_takes_the_servers_children_along(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    command = [sys.executable, "-c", PARENT, guard.__file__, sys.executable, "-c", SERVER, str(pids)]
+    command = [
+        sys.executable,
+        "-c",
+        PARENT,
+        launch.__file__,
+        guard.__file__,
+        sys.executable,
+        "-c",
+        SERVER,
+        str(pids),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         everyone = [int(parent.stdout.readline()), *started(pids)]
@@ -157,7 +169,7 @@ def test_kill_9_of_the_parent_takes_the_servers_children_along(tmp_path: Path) -
 def test_a_stop_by_the_parent_is_passed_on(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), sys.executable, "-c", SERVER]
-    process = spawn([*guarded, str(pids)])
+    process = spawn([*guarded, str(pids)], death_signal=signal.SIGTERM)
     everyone = started(pids)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
@@ -168,7 +180,7 @@ def test_a_stop_by_the_parent_is_passed_on(tmp_path: Path) -> None:
 def test_when_the_guard_is_killed_the_server_dies(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), sys.executable, "-c", SERVER]
-    process = spawn([*guarded, str(pids)])
+    process = spawn([*guarded, str(pids)], death_signal=signal.SIGTERM)
     server, child = started(pids)
     process.kill()
     process.wait()
