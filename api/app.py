@@ -26,11 +26,14 @@ from api.routes import (
     measurements,
     models,
     skills,
+    traffic,
     updates,
     versions,
     webhooks,
 )
 from api.swaps import make_controller
+from api.traffic import TrafficControl
+from api.traffic_keeper import TrafficKeeper
 from api.upstream import Patience, engine_client
 from artifacts.opening import open_store
 from domain.settings import Settings
@@ -66,6 +69,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 queue=chosen.gateway_queue,
                 queue_seconds=chosen.gateway_queue_seconds,
             )
+            control = TrafficControl(routes, metrics)
+            keeper = TrafficKeeper(control, sessions, reads)
             async with engine_client(chosen) as engines:
                 app.state.context = Context(
                     settings=chosen,
@@ -79,16 +84,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     engines=engines,
                     patience=Patience.from_settings(chosen),
                     admission=admission,
+                    traffic=control,
+                    keeper=keeper,
                     metrics=metrics,
                 )
                 metrics.watch_serving(lambda: _serving(routes))
                 metrics.watch_admission(admission)
                 sender = OutboxSender(sessions, reads, trusted_hosts=chosen.webhook_trusted_hosts)
-                sending = asyncio.create_task(sender.run())
-                sending.add_done_callback(_report_end)
+                tasks = [
+                    asyncio.create_task(sender.run(), name="sending webhooks"),
+                    asyncio.create_task(keeper.run(), name="keeping the traffic plans"),
+                ]
+                for task in tasks:
+                    task.add_done_callback(_report_end)
                 yield
-                sending.cancel()
-                await asyncio.wait([sending])
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
 
     app = FastAPI(
         title="Ratchet",
@@ -108,6 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         versions,
         measurements,
         aliases,
+        traffic,
         models,
         gateway,
         webhooks,
@@ -119,9 +132,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _report_end(sending: asyncio.Task[None]) -> None:
-    if not sending.cancelled():
-        logger.error("webhooks are no longer sent", exc_info=sending.exception())
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        logger.error("%s has ended", task.get_name(), exc_info=task.exception())
 
 
 def _configure_logging(level: str) -> None:

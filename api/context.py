@@ -12,6 +12,8 @@ from api.admission import Admission
 from api.metrics import Metrics
 from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
+from api.traffic import TrafficControl
+from api.traffic_keeper import TrafficKeeper
 from api.upstream import Patience
 from artifacts.version_store import VersionStore
 from domain.settings import Settings
@@ -40,6 +42,8 @@ class Context:
     """The gateway's connections to the inference engines."""
     patience: Patience
     admission: Admission
+    traffic: TrafficControl
+    keeper: TrafficKeeper
     metrics: Metrics
     idempotency_keys_in_flight: set[tuple[str, str]] = field(default_factory=set)
     """(team, key) of the creating requests that this process is handling."""

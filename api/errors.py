@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from domain.errors import (
     AlreadyExists,
     ArtifactsUnavailable,
+    CanaryCoolingDown,
     Conflict,
     CorruptArtifact,
     DemonstrationsRejected,
@@ -44,6 +45,7 @@ STATUS: dict[type[RatchetError], int] = {
     NothingToTeach: 409,
     NothingToRollBackTo: 409,
     RevisionMismatch: 412,
+    CanaryCoolingDown: 409,
     StaleFence: 409,
     CorruptArtifact: 409,
     ArtifactsUnavailable: 503,

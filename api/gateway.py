@@ -15,6 +15,7 @@ from api.context import Context, Ctx, Team
 from api.errors import domain_error_response, error_response
 from api.gateway_fields import CHAT_FORWARDED, TEXT_FORWARDED, forwarded
 from api.routes.models import model_not_found
+from api.traffic import Side
 from api.upstream import (
     CLIENT_CLOSED_REQUEST,
     EngineStream,
@@ -31,6 +32,8 @@ from registry.serving import wanted_version
 from serving.routes import NOT_ROUTED, Lease
 
 router = APIRouter(tags=["openai"])
+
+USER_HEADER = "x-ratchet-user"
 
 
 @router.post("/v1/chat/completions")
@@ -54,6 +57,14 @@ class Call:
         self.version = ""
         self._started_at = time.perf_counter()
         self._place: Place | None = None
+        self._side: Side | None = None
+        self._lease: Lease | None = None
+        self._asked_at = self._began_at = 0.0
+
+    def share_out(self, name: ModelName, user: str | None) -> ModelName:
+        """What answers for a bare assistant's name: its champion, or for some users the canary."""
+        self._side = self.context.traffic.choose(self.team_id, name.assistant, user)
+        return name if self._side is None else ModelName(name.assistant, self._side.alias, None)
 
     async def enter(self, request: Request, name: ModelName) -> bool:
         """Take a place among the completions under way, or wait for one; False when the client left
@@ -64,6 +75,7 @@ class Call:
             if (*assistant, CHAMPION) in self.context.routes.routes.aliases:
                 self.assistant = name.assistant
             self._place = await unless_disconnected(request, admission.enter(assistant))
+        self._asked_at = time.perf_counter()
         return self._place is not None
 
     async def lease(self, name: ModelName, lost: bool, avoid: Set[str]) -> Lease:
@@ -87,6 +99,7 @@ class Call:
             except EngineUnavailable as error:  # gone again in this moment
                 raise EngineUnavailable(error.message) from error
         self.assistant, self.version = name.assistant, f"v{lease.version_number}"
+        self._lease = lease
         return lease
 
     def _load(self, name: ModelName) -> int:
@@ -103,12 +116,17 @@ class Call:
 
     def began(self) -> None:
         """The first byte of the reply is here."""
-        seconds = time.perf_counter() - self._started_at
+        self._began_at = time.perf_counter()
+        seconds = self._began_at - self._started_at
         self.context.metrics.gateway_first_byte_seconds.labels(self.assistant).observe(seconds)
 
     def ended(self, status: int) -> None:
         if self._place is not None:
             self._place.release()
+        # What the client did wrong, or gave up, says nothing about the version.
+        if self._side is not None and self._lease is not None and (status == 200 or status >= 500):
+            latency = self._began_at - self._asked_at if status == 200 else None
+            self.context.traffic.record(self._side, self._lease, latency)
         metrics = self.context.metrics
         metrics.gateway_requests.labels(self.assistant, self.version, str(status)).inc()
         metrics.gateway_seconds.labels(self.assistant).observe(time.perf_counter() - self._started_at)
@@ -143,6 +161,9 @@ async def _forward(request: Request, call: Call, path: str, allowed: frozenset[s
         name = ModelName.parse(model)
     except InvalidInput as error:
         raise model_not_found(model) from error
+    user = _user(body, request)
+    if "@" not in model:
+        name = call.share_out(name, user)
     if not await call.enter(request, name):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     upstream = await unless_disconnected(
@@ -190,6 +211,17 @@ def _spelled(name: ModelName) -> str:
     if name.version is not None:
         return f"{name.assistant}@v{name.version}"
     return name.assistant if name.alias == CHAMPION else f"{name.assistant}@{name.alias}"
+
+
+def _user(body: dict[str, Any], request: Request) -> str | None:
+    """Whom the request is for, as its client says; the same user stays with the same version."""
+    for field in ("safety_identifier", "user"):
+        given = body.get(field)
+        if not isinstance(given, str | None):
+            raise InvalidInput(f"'{field}' must be a string.", param=field)
+        if given:
+            return given
+    return request.headers.get(USER_HEADER) or None
 
 
 def _json_object(content: bytes) -> dict[str, Any]:

@@ -48,6 +48,26 @@ class Metrics:
             registry=self.registry,
         )
 
+        self.traffic_requests = Counter(
+            "ratchet_traffic_requests_total",
+            "Requests of assistants with a canary or shadow; outcome is ok, error or dropped.",
+            ["assistant", "role", "version", "outcome"],
+            registry=self.registry,
+        )
+        self.traffic_first_byte_seconds = Histogram(
+            "ratchet_traffic_first_byte_seconds",
+            "Seconds until the engine's reply began, of requests that succeeded.",
+            ["assistant", "role", "version"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.canary_rollbacks = Counter(
+            "ratchet_canary_rollbacks_total",
+            "Canaries that the gateway stopped, by what was worse.",
+            ["assistant", "rule"],
+            registry=self.registry,
+        )
+
     def watch_admission(self, admission: Admission) -> None:
         under_way = Gauge(
             "ratchet_gateway_requests_under_way", "Completions that hold a place.", registry=self.registry

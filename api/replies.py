@@ -8,6 +8,7 @@ from api.lists import Listed
 from domain.demonstration import Message
 from domain.measurement import ItemScore, Verdict
 from domain.skill import Grader
+from domain.traffic import Canary, CanaryRollback, Role, Shadow
 from domain.webhook import EventType
 
 VersionName = str
@@ -180,6 +181,46 @@ class MovedReply(BaseModel):
     revision: int
     serving: bool
     """Whether every request already gets `to_version`; if not, the swap goes on in the background."""
+
+
+class TrafficFiguresReply(BaseModel):
+    """One version in one role, since canary or shadow came to another alias; seconds to the first byte."""
+
+    role: Role
+    version: VersionName
+    requests: int
+    errors: int
+    error_rate: float | None
+    latency_p50: float | None
+    latency_p95: float | None
+    dropped: int
+    """Shadow requests that were not sent, as there was no room."""
+    compared: int
+    """Shadow replies set against the champion's; of these:"""
+    identical: float | None
+    """Share with the same text."""
+    rouge_l: float | None
+    """Mean F-measure, words in order."""
+    agreement: float | None
+    """Mean score by the skill's grader, the champion's reply being the answer."""
+    updated_at: int
+
+
+class TrafficReply(BaseModel):
+    object: Literal["traffic"] = "traffic"
+    assistant: str
+    revision: int
+    canary: Canary | None
+    canary_version: VersionName | None
+    """What the canary's alias names."""
+    shadow: Shadow | None
+    shadow_version: VersionName | None
+    cooldown_until: int | None
+    """No canary before this time; null when none was rolled back or it is over."""
+    last_rollback: CanaryRollback | None
+    rolled_back_at: int | None
+    figures: list[TrafficFiguresReply]
+    updated_at: int | None
 
 
 class AuditReply(Listed):

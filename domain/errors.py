@@ -9,7 +9,8 @@ RatchetError
 │   ├── AlreadyExists
 │   ├── NothingToTeach           an update without new demonstrations
 │   ├── NothingToRollBackTo
-│   └── RevisionMismatch         If-Match names another revision
+│   ├── RevisionMismatch         If-Match names another revision
+│   └── CanaryCoolingDown        a canary was rolled back a short while ago
 ├── StaleFence          a worker that lost its lease tried to write
 ├── CorruptArtifact     a version's files differ from their manifest
 ├── ArtifactsUnavailable   the store of version files does not answer
@@ -91,6 +92,10 @@ class NothingToRollBackTo(Conflict):
 
 class RevisionMismatch(Conflict):
     code = "revision_mismatch"
+
+
+class CanaryCoolingDown(Conflict):
+    code = "canary_cooling_down"
 
 
 class StaleFence(RatchetError):

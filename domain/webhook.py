@@ -17,6 +17,8 @@ EventType = Literal[
     "update.cancelled",
     "version.published",
     "alias.moved",
+    "traffic.changed",
+    "canary.rolled_back",
     "webhook.test",
 ]
 

@@ -171,6 +171,10 @@ def _event_type(action: str, data: dict[str, Any]) -> EventType | None:
         return "version.published"
     if action == "alias.move":
         return "alias.moved"
+    if action in ("traffic.set", "traffic.clear"):
+        return "traffic.changed"
+    if action == "canary.rollback":
+        return "canary.rolled_back"
     if action in ("update.finish", "update.cancel", "update.pause"):
         # A running update that is asked to cancel or pause has not done so yet.
         return _ENDED.get(data["status"])

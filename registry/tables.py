@@ -413,6 +413,53 @@ class ServingState(Base):
     updated_at: Mapped[float]
 
 
+class TrafficRow(Base):
+    """How an assistant's traffic is shared out; kept when all of it goes to the champion again."""
+
+    __tablename__ = "traffic"
+    __table_args__ = (_team_key("assistant_id", "assistants"),)
+    assistant_id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    revision: Mapped[int]
+    """Rises by one with every change; the ETag."""
+    canary: Mapped[dict[str, Any] | None]
+    """domain.traffic.Canary; null: none."""
+    shadow: Mapped[dict[str, Any] | None]
+    cooldown_until: Mapped[float | None]
+    """No canary before this time, after an automatic rollback."""
+    last_rollback: Mapped[dict[str, Any] | None]
+    """domain.traffic.CanaryRollback."""
+    rolled_back_at: Mapped[float | None]
+    updated_at: Mapped[float]
+
+
+class TrafficFigures(Base):
+    """Sums over one version's requests in one role, since canary or shadow came to another alias."""
+
+    __tablename__ = "traffic_figures"
+    __table_args__ = (_own_key("version_id", "versions"),)
+    assistant_id: Mapped[str] = mapped_column(primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    """champion | canary | shadow."""
+    version_id: Mapped[str] = mapped_column(primary_key=True)
+    team_id: Mapped[str]
+    requests: Mapped[int] = mapped_column(BigInteger)
+    errors: Mapped[int] = mapped_column(BigInteger)
+    dropped: Mapped[int] = mapped_column(BigInteger)
+    """Shadow requests that were not sent, as there was no room."""
+    compared: Mapped[int] = mapped_column(BigInteger)
+    """Shadow replies set against the champion's; of these:"""
+    identical: Mapped[int] = mapped_column(BigInteger)
+    rouge_l: Mapped[float]
+    """Sum."""
+    graded: Mapped[int] = mapped_column(BigInteger)
+    agreed: Mapped[float]
+    """Sum of the skill's grader's scores."""
+    latency: Mapped[dict[str, Any]]
+    """Requests by `serving.latency` bucket of their time to the first byte."""
+    updated_at: Mapped[float]
+
+
 class Webhook(Base):
     """An address that hears of a team's events."""
 

@@ -25,6 +25,10 @@ class Engine:
         """Status and body of every completion."""
         self.retry_after: str | None = None
         """What a refusal adds."""
+        self.broken: set[str] = set()
+        """Models whose chats end with 500."""
+        self.delays: dict[str, float] = {}
+        """Seconds before a model's chat begins."""
         self.mute = threading.Event()
         """While set, chats begin no reply."""
         self.break_off = 0
@@ -85,6 +89,9 @@ class Engine:
             return JSONResponse(self.refuse[1], self.refuse[0], headers)
         if body["model"] not in {self.base, *self.adapters}:
             return self._unknown(body["model"])
+        if body["model"] in self.broken:
+            return JSONResponse({"error": {"message": "out of order", "code": 500}}, 500)
+        await asyncio.sleep(self.delays.get(body["model"], 0.0))
         while self.mute.is_set():
             if await request.is_disconnected():
                 self.abandoned.set()

@@ -41,6 +41,8 @@ def requests(base_model: str) -> list[Request]:
         ("POST", "/v1/updates/{update}/resume", {}, "update.resume"),
         ("POST", "/v1/updates/{update}/cancel", {}, "update.cancel"),
         ("PUT", f"{A}/aliases/{{alias}}", {"version": "v0"}, "alias.move"),
+        ("PUT", f"{A}/traffic", {"canary": {"percent": 5}}, "traffic.set"),
+        ("DELETE", f"{A}/traffic", {}, "traffic.clear"),
         ("POST", f"{A}/rollback", {"reason": "worse"}, "alias.move"),
         ("PATCH", f"{A}/versions/{{version}}", {"pinned": True}, "version.pin"),
         ("POST", "/v1/webhooks", {"url": "https://8.8.8.8/hook"}, "webhook.create"),
