@@ -14,6 +14,10 @@ from cli.errors import CliError
 BENCHMARKS = {
     "trainer": ("benchmarks.trainer_speed", "Speed and memory of the trainer beside TRL's, and SDFT's cost."),
     "api": ("benchmarks.api_load", "Rates and latencies of the API on both databases as tables grow."),
+    "serving": (
+        "benchmarks.serving_load",
+        "Swaps under load, the gateway's cost, many versions, a killed engine.",
+    ),
     "continual": ("benchmarks.continual", "Skills taught in sequence: what is learned and what is kept."),
 }
 """Command -> module and what it is about."""

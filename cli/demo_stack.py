@@ -34,6 +34,12 @@ class OwnStack:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def pid(self) -> int:
+        """Of the supervisor, inside the block."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> Path:
         return self.home / "logs" / "up.log"
 

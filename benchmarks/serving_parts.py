@@ -1,0 +1,203 @@
+"""What the serving benchmark measures on one running stack, part by part."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.serving_streams import Reply, Streams, stream_for
+from benchmarks.serving_versions import says
+
+ASSISTANT = "bench"
+CHAMPION = f"/v1/assistants/{ASSISTANT}/aliases/champion"
+BACK_SECONDS = 300.0
+"""For an engine that was killed to answer again."""
+MIB = 1 << 20
+
+Words = Mapping[str, str]
+"""Version -> the word that it says."""
+
+
+def move(client: httpx.Client, version: str, *, back: bool) -> None:
+    """Make `version` champion, by rollback or by moving the alias. Raises HTTPStatusError."""
+    if back:
+        reply = client.post(f"/v1/assistants/{ASSISTANT}/rollback", json={"to": version})
+    else:
+        reply = client.put(CHAMPION, json={"version": version})
+    reply.raise_for_status()
+    if not reply.json()["serving"]:
+        raise RuntimeError(f"{version} did not come to serve: {reply.text}")
+
+
+def swaps(url: str, words: Words, count: int, clients: int) -> dict[str, Any]:
+    """`count` moves of the champion, every second one a rollback, under streaming clients.
+
+    `to_first_token` is from sending the move to the first token of a stream that a version new to the
+    alias answers.
+    """
+    names = list(words)
+    to_served: list[float] = []
+    late = 0
+    with (
+        httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
+        Streams(url, [ASSISTANT], clients) as streams,
+    ):
+        for number in range(count):
+            target = names[number % len(names)]
+            sent_at = time.monotonic()
+            move(client, target, back=number % 2 == 1)
+            after = streams.await_reply(
+                lambda reply, target=target, sent_at=sent_at: (  # type: ignore[misc]
+                    reply.version == target and (reply.first_token_at or 0) > sent_at
+                ),
+                120,
+            )
+            if after is None or after.first_token_at is None:
+                late += 1
+            else:
+                to_served.append(after.first_token_at - sent_at)
+    mixed = [reply for reply in streams.replies if reply.problem is None and _mixes(reply, words)]
+    return {
+        "swaps": count,
+        "clients": clients,
+        **_counts(streams.replies),
+        "never_served": late,
+        "mixed_replies": len(mixed),
+        "mixed_examples": [{"version": reply.version, "text": reply.text} for reply in mixed[:3]],
+        "to_first_token_seconds": _quantiles(to_served),
+    }
+
+
+def _mixes(reply: Reply, words: Words) -> bool:
+    return reply.version not in words or not says(words[reply.version], reply.text)
+
+
+def overhead(
+    url: str, engine_url: str, engine_model: str, clients: int, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """The gateway beside the engine called directly, in turn: tokens a second of all `clients`, and the time
+    to the first token of one."""
+    ways = {"gateway": (url, ASSISTANT), "engine": (engine_url, engine_model)}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    first: dict[str, list[float]] = {way: [] for way in ways}
+    problems = 0
+    for number in range(rounds):
+        for way in list(ways)[:: 1 if number % 2 == 0 else -1]:
+            at, model = ways[way]
+            replies, took = stream_for(at, [model], clients, seconds, max_tokens=48)
+            rates[way].append(sum(reply.tokens for reply in replies) / took)
+            alone, _ = stream_for(at, [model], 1, seconds / 2, max_tokens=1)
+            first[way] += [_to_first(reply) for reply in alone if reply.first_token_at is not None]
+            problems += sum(reply.problem is not None for reply in [*replies, *alone])
+    ratios = [own / direct for own, direct in zip(rates["gateway"], rates["engine"], strict=True)]
+    ttft = {way: 1000 * median(values) for way, values in first.items()}
+    return {
+        "clients": clients,
+        "rounds": rounds,
+        "tokens_per_second": {way: round(median(values), 1) for way, values in rates.items()},
+        "throughput_lost": round(1 - median(ratios), 4),
+        "throughput_lost_by_round": [round(1 - ratio, 4) for ratio in ratios],
+        "first_token_p50_ms": {way: round(value, 2) for way, value in ttft.items()},
+        "first_token_added_ms": round(ttft["gateway"] - ttft["engine"], 2),
+        "first_token_samples": {way: len(values) for way, values in first.items()},
+        "problems": problems,
+    }
+
+
+def together(
+    url: str, words: Words, stack: psutil.Process, clients: int, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """All versions at once beside one version, in turn; and what each takes of the engine's memory."""
+    models = [f"{ASSISTANT}@{version}" for version in words]
+    before = engine_memory(stack)
+    with httpx.Client(base_url=url, timeout=300, trust_env=False) as client:
+        for model in models:
+            body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+            client.post("/v1/chat/completions", json=body).raise_for_status()
+    after = engine_memory(stack)
+    rates: dict[str, list[float]] = {"one": [], "all": []}
+    replies: list[Reply] = []
+    for number in range(rounds):
+        for way in ("one", "all")[:: 1 if number % 2 == 0 else -1]:
+            found, took = stream_for(
+                url, models if way == "all" else models[:1], clients, seconds, max_tokens=24
+            )
+            rates[way].append(sum(reply.tokens for reply in found) / took)
+            replies += found
+    ratios = [many / one for many, one in zip(rates["all"], rates["one"], strict=True)]
+    return {
+        "versions": len(models),
+        "clients": clients,
+        "tokens_per_second": {way: round(median(values), 1) for way, values in rates.items()},
+        "throughput_against_one": round(median(ratios), 3),
+        "memory_per_version_mib": round((after - before) / len(models) / MIB, 2),
+        "mixed_replies": sum(reply.problem is None and _mixes(reply, words) for reply in replies),
+        **_counts(replies),
+    }
+
+
+def death(url: str, words: Words, stack: psutil.Process, clients: int) -> dict[str, Any]:
+    """kill -9 of the engine under streaming clients."""
+    with Streams(url, [ASSISTANT], clients) as streams:
+        if streams.await_reply(lambda reply: reply.problem is None, 60) is None:
+            raise RuntimeError("nothing was answered before the kill")
+        killed_at = time.monotonic()
+        for process in engines(stack):
+            process.kill()
+        back = streams.await_reply(
+            lambda reply: reply.problem is None and reply.asked_at > killed_at, BACK_SECONDS
+        )
+        time.sleep(2)
+    return {
+        "clients": clients,
+        "seconds_until_served_again": None if back is None else round(back.ended_at - killed_at, 1),
+        "right_version": back is not None and not _mixes(back, words),
+        "slowest_reply_seconds": round(max(r.ended_at - r.asked_at for r in streams.replies), 1),
+        "unclean": sum(not reply.clean for reply in streams.replies),
+        **_counts(streams.replies),
+    }
+
+
+def engines(stack: psutil.Process) -> list[psutil.Process]:
+    """The stack's engine processes, their own children included."""
+    leaders = [child for child in stack.children(recursive=True) if _is_engine(child)]
+    return [process for leader in leaders for process in [leader, *leader.children(recursive=True)]]
+
+
+def engine_memory(stack: psutil.Process) -> int:
+    """Bytes that the engine's processes hold alone."""
+    return sum(process.memory_full_info().uss for process in engines(stack))
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    command = process.cmdline()
+    modules = ("engine", "vllm.entrypoints.openai.api_server")
+    return any(command[at : at + 2] == ["-m", module] for module in modules for at in range(len(command)))
+
+
+def _to_first(reply: Reply) -> float:
+    assert reply.first_token_at is not None
+    return reply.first_token_at - reply.asked_at
+
+
+def _counts(replies: Sequence[Reply]) -> dict[str, Any]:
+    return {
+        "requests": len(replies),
+        "failed": sum(reply.problem is not None for reply in replies),
+        "problems": dict(Counter(reply.problem for reply in replies if reply.problem is not None)),
+    }
+
+
+def _quantiles(values: list[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    ordered = sorted(values)
+    return {
+        "p50": round(ordered[len(ordered) // 2], 3),
+        "p99": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3),
+        "max": round(ordered[-1], 3),
+    }
