@@ -97,8 +97,10 @@ def error_response(
     return JSONResponse(error_body(status, message, param=param, code=code), status, headers)
 
 
-def domain_error_response(error: RatchetError) -> JSONResponse:
-    status = status_of(type(error))
+def domain_error_response(error: RatchetError, status: int | None = None) -> JSONResponse:
+    """With the table's status, or another one where a contract has its own."""
+    if status is None:
+        status = status_of(type(error))
     body = error_body(status, error.message, param=error.param, code=error.code)
     if isinstance(error, DemonstrationsRejected):
         body["error"]["lines"] = [line.model_dump() for line in error.lines[:_MOST_LINES]]
@@ -122,6 +124,15 @@ def invalid_input(error: ValidationError, *, under: str) -> InvalidInput:
     return InvalidInput(message, param=param)
 
 
+def invalid_request_response(error: RequestValidationError, status: int) -> JSONResponse:
+    """What FastAPI found wrong with a request; 400 when its body is not JSON."""
+    found = error.errors()
+    if any(one["type"] == "json_invalid" for one in found):
+        return error_response(400, "The request body is not valid JSON.", code="invalid_json")
+    param, message = _describe([{**one, "loc": one["loc"][1:]} for one in found])
+    return error_response(status, message, param=param, code=InvalidInput.code)
+
+
 def internal_error() -> JSONResponse:
     """Says nothing about the cause: that is in the log under the request's id."""
     return error_response(
@@ -138,11 +149,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = error.errors()
-        if any(one["type"] == "json_invalid" for one in found):
-            return error_response(400, "The request body is not valid JSON.", code="invalid_json")
-        param, message = _describe([{**one, "loc": one["loc"][1:]} for one in found])
-        return error_response(422, message, param=param, code=InvalidInput.code)
+        return invalid_request_response(error, 422)
 
     @app.exception_handler(HTTPException)
     def on_http_error(request: Request, error: HTTPException) -> JSONResponse:

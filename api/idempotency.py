@@ -13,11 +13,14 @@ from typing import Annotated
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
+from starlette.datastructures import UploadFile
 
 from api.context import Context, Ctx, Team
 from domain.errors import Conflict
 from domain.failpoint import failpoint
 from registry import idempotency
+
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,10 @@ async def _creation(
     digest = hashlib.sha256()
     for part in (request.method, request.url.path, request.url.query):
         digest.update(part.encode() + b"\n")
-    digest.update(await request.body())
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        await _add_form(digest, request)
+    else:
+        digest.update(await request.body())
     creation = Creation(context=context, team_id=team_id, key=key, request_hash=digest.hexdigest())
     if key is None:
         yield creation
@@ -102,6 +108,21 @@ async def _creation(
         yield creation
     finally:
         running.discard((team_id, key))
+
+
+async def _add_form(digest: "hashlib._Hash", request: Request) -> None:
+    """The fields rather than the body: a client that sends them again separates them differently."""
+    for name, value in (await request.form()).multi_items():
+        content = value if isinstance(value, str) else f"{value.filename}\n{await _sha256(value)}"
+        digest.update(f"{name}\n{len(content)}\n{content}\n".encode())
+
+
+async def _sha256(upload: UploadFile) -> str:
+    found = hashlib.sha256()
+    while chunk := await upload.read(_CHUNK_BYTES):
+        found.update(chunk)
+    await upload.seek(0)
+    return found.hexdigest()
 
 
 Creating = Annotated[Creation, Depends(_creation, scope="function")]

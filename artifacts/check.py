@@ -33,8 +33,9 @@ class Finding:
     """missing or corrupt files of a version; dangling: an alias on a version without good files; orphan:
     files that no version names."""
     version_id: str
+    """Or an uploaded file's."""
     version: str | None
-    """`assistant@v3`; None for an orphan."""
+    """`assistant@v3`; None for an orphan and an uploaded file."""
     message: str
     repaired: bool = False
 

@@ -1,4 +1,4 @@
-"""`ratchet fsck`: the ledger against the version files, byte for byte."""
+"""`ratchet fsck`: the ledger against the version files and its own uploaded ones, byte for byte."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -63,10 +63,10 @@ class Report:
 def check(settings: Settings, *, repair: bool) -> Report:
     """Raises RatchetError when ledger or store cannot be read."""
     # SQLAlchemy takes a second: not for every command.
-    from artifacts.check import check_versions, orphan
+    from artifacts.check import Finding, check_versions, orphan
     from artifacts.opening import open_store
     from artifacts.sweep import orphaned
-    from registry import retention
+    from registry import files, retention
     from registry.snapshot import opened
 
     store = open_store(settings)
@@ -78,7 +78,11 @@ def check(settings: Settings, *, repair: bool) -> Report:
 
         with sessions() as session:
             versions = retention.version_files(session)
-        findings = list(check_versions(store, versions))
+            findings = [
+                Finding("corrupt", file.id, None, f"{file.id} ({file.filename}) differs from its sha256")
+                for file in files.damaged(session)
+            ]
+        findings += check_versions(store, versions)
         for version_id in orphaned(store, unneeded, settings.artifacts_grace_hours * 3600):
             found = orphan(version_id)
             if repair:

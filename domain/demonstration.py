@@ -104,7 +104,7 @@ def parse_jsonl(body: bytes) -> list[tuple[int, Demonstration]]:
 
     Raises DemonstrationsRejected naming every bad line; blank lines are skipped but counted.
     """
-    lines = _validate(DemonstrationLine, *_json_lines(body))
+    lines = _validate(DemonstrationLine, *json_lines(body))
     return [(number, line.to_demonstration()) for number, line in lines]
 
 
@@ -116,10 +116,11 @@ def parse_objects(values: list[JsonValue]) -> list[Demonstration]:
 
 def parse_prompts(body: bytes) -> list[list[Message]]:
     """The prompts of a JSONL body, which may be one of demonstrations. Raises as `parse_jsonl`."""
-    return [line.to_messages() for _, line in _validate(PromptLine, *_json_lines(body))]
+    return [line.to_messages() for _, line in _validate(PromptLine, *json_lines(body))]
 
 
-def _json_lines(body: bytes) -> tuple[list[tuple[int, JsonValue]], list[LineError]]:
+def json_lines(body: bytes) -> tuple[list[tuple[int, JsonValue]], list[LineError]]:
+    """The JSON values of a body with their line numbers, and an error for each line that is none."""
     values: list[tuple[int, JsonValue]] = []
     errors: list[LineError] = []
     for number, raw in enumerate(body.split(b"\n"), start=1):
@@ -143,7 +144,7 @@ def _validate(
         try:
             accepted.append((number, kind.model_validate(value)))
         except ValidationError as invalid:
-            errors.extend(_line_errors(number, invalid))
+            errors.extend(line_errors(number, invalid))
     if errors:
         raise DemonstrationsRejected(sorted(errors, key=lambda error: error.line))
     if not accepted:
@@ -151,7 +152,8 @@ def _validate(
     return accepted
 
 
-def _line_errors(number: int, invalid: ValidationError) -> list[LineError]:
+def line_errors(number: int, invalid: ValidationError) -> list[LineError]:
+    """One error for each complaint about the line, naming its field."""
     found = []
     for error in invalid.errors():
         field = ".".join(str(part) for part in error["loc"]) or None

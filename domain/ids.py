@@ -4,7 +4,21 @@ import secrets
 from typing import Literal
 
 Prefix = Literal[
-    "team", "asst", "skill", "batch", "demo", "upd", "ver", "meas", "move", "audit", "req", "hook", "msg"
+    "team",
+    "asst",
+    "skill",
+    "batch",
+    "demo",
+    "upd",
+    "ver",
+    "meas",
+    "move",
+    "audit",
+    "req",
+    "hook",
+    "msg",
+    "file",
+    "ftjob",
 ]
 
 

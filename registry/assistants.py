@@ -96,6 +96,12 @@ def list_assistants(session: Session, team_id: str, after: str | None, limit: in
     )
 
 
+def has_base_model(session: Session, team_id: str, base_model: str) -> bool:
+    """Whether an assistant of the team stands on it."""
+    found = exists().where(Assistant.team_id == team_id, Assistant.base_model == base_model)
+    return session.scalar(select(found)) or False
+
+
 def update_assistant(
     session: Session,
     assistant: Assistant,

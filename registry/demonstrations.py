@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Select, and_, insert, or_, select
 from sqlalchemy.orm import Session
 
 from domain.demonstration import Demonstration, Message, Split, is_held_out
-from domain.errors import InvalidInput
+from domain.errors import Conflict, InvalidInput
 from domain.ids import new_id
 from domain.update import FINISHED, Status
 from domain.version import CHAMPION
@@ -49,8 +49,13 @@ def accept_batch(
     demonstrations: list[Demonstration],
     *,
     actor: str,
+    split: Split | None = None,
 ) -> BatchResult:
-    """Store all new demonstrations of the batch, split by their prompts. Raises InvalidInput when empty."""
+    """Store all new demonstrations of the batch, split by their prompts, or all on the side of `split`.
+
+    Raises InvalidInput when the batch is empty, and Conflict(code="prompt_on_other_side") when a `split` is
+    given and the skill has one of the prompts on the other side.
+    """
     if not demonstrations:
         raise InvalidInput("The batch is empty.", param="demonstrations")
     # One batch of a skill at a time: the look-up of known hashes below must not race another insert.
@@ -63,6 +68,8 @@ def accept_batch(
     by_hash: dict[str, Demonstration] = {}
     for demonstration in demonstrations:
         by_hash.setdefault(demonstration.content_hash(), demonstration)
+    if split is not None:
+        _require_same_side(session, skill, demonstrations, split)
     for known in _known_hashes(session, skill, list(by_hash)):
         del by_hash[known]
     now = db_now(session)
@@ -83,7 +90,7 @@ def accept_batch(
             "assistant_id": assistant.id,
             "skill_id": skill.id,
             "batch_id": batch.id,
-            "split": "holdout" if is_held_out(new.prompt_hash(), skill.holdout_fraction) else "train",
+            "split": split or _split_of(new, skill),
             "content_hash": content_hash,
             "body": new.model_dump(mode="json"),
             "created_at": now,
@@ -193,6 +200,29 @@ def _lineage_updates(version_id: object) -> Select[str | None]:
     return select(Version.update_id).where(
         Version.id.in_(lineage_ids(version_id)), Version.update_id.is_not(None)
     )
+
+
+def _split_of(new: Demonstration, skill: Skill) -> Split:
+    return "holdout" if is_held_out(new.prompt_hash(), skill.holdout_fraction) else "train"
+
+
+def _require_same_side(
+    session: Session, skill: Skill, demonstrations: list[Demonstration], split: Split
+) -> None:
+    """What is measured on must not be trained on, whichever way its demonstrations came."""
+    wanted = {one.prompt_hash(): one for one in demonstrations}
+    others = select(DemonstrationRow.body).where(
+        DemonstrationRow.skill_id == skill.id, DemonstrationRow.split != split
+    )
+    for body in session.scalars(others.order_by(DemonstrationRow.seq)):
+        clash = wanted.get(Demonstration.model_validate(body).prompt_hash())
+        if clash is not None:
+            kept = "held out" if split == "train" else "trained on"
+            prompt = clash.messages[-1].content[:80]
+            raise Conflict(
+                f"'{skill.name}' has the prompt {prompt!r} among those {kept} already.",
+                code="prompt_on_other_side",
+            )
 
 
 def _known_hashes(session: Session, skill: Skill, hashes: list[str]) -> set[str]:

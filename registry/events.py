@@ -64,3 +64,11 @@ def list_events(session: Session, update: Update, after_seq: int, limit: int) ->
             .limit(limit)
         )
     )
+
+
+def newest_events(session: Session, update: Update, before_seq: int | None, limit: int) -> list[Event]:
+    """Up to `limit` events, newest first; with `before_seq` only those with a lower `seq`."""
+    rows = select(Event).where(Event.update_id == update.id)
+    if before_seq is not None:
+        rows = rows.where(Event.seq < before_seq)
+    return list(session.scalars(rows.order_by(Event.seq.desc()).limit(limit)))

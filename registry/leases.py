@@ -13,7 +13,7 @@ from domain.errors import StaleFence
 from domain.measurement import Verdict
 from domain.update import Phase, Status, require_transition
 from domain.version import CHAMPION
-from registry import audit, events
+from registry import audit, events, job_results
 from registry.claims import Claim, Patience, Signals, held
 from registry.session import clock, db_now, violates_unique
 from registry.tables import Alias, Update
@@ -159,6 +159,8 @@ def finish(
         object_id=row.id,
         data={"status": status, "version": row.version_id, "error": row.error},
     )
+    if status == Status.SUCCEEDED:
+        job_results.keep_metrics(session, row)
     return row
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -508,4 +509,60 @@ class WebhookDelivery(Base):
     """Of the last attempt; null when no reply came."""
     error: Mapped[str | None] = mapped_column(Text)
     """Why the last attempt failed."""
+    created_at: Mapped[float]
+
+
+class File(Base):
+    """An uploaded or computed file; its bytes are its parts, in the same ledger."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        UniqueConstraint("team_id", "id"),
+        Index(None, "team_id", "seq"),
+        CheckConstraint("purpose in ('fine-tune', 'fine-tune-results')", name="purpose"),
+    )
+    seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    """Order of creation."""
+    id: Mapped[str] = mapped_column(unique=True)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
+    filename: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    """Bytes."""
+    sha256: Mapped[str]
+    created_at: Mapped[float]
+
+
+class FilePart(Base):
+    __tablename__ = "file_parts"
+    __table_args__ = (_team_key("file_id", "files"),)
+    file_id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """0, 1, 2 ... in the order of the bytes."""
+    team_id: Mapped[str]
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class FineTuningJob(Base):
+    """An update that was asked for as an OpenAI fine-tuning job: what the update itself does not say."""
+
+    __tablename__ = "fine_tuning_jobs"
+    __table_args__ = (
+        _team_key("update_id", "updates"),
+        UniqueConstraint("team_id", "update_id"),
+        Index(None, "team_id", "seq"),
+    )
+    seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    """Order of creation."""
+    id: Mapped[str] = mapped_column(unique=True)
+    team_id: Mapped[str]
+    update_id: Mapped[str]
+    training_file: Mapped[str]
+    """Id; the file itself may be deleted: the job holds its demonstrations."""
+    validation_file: Mapped[str | None]
+    result_file: Mapped[str | None]
+    """Id of the metrics of every step, once the update has succeeded."""
+    suffix: Mapped[str | None]
+    labels: Mapped[dict[str, Any]] = mapped_column("metadata")
+    """The client's own `metadata`: text to text."""
     created_at: Mapped[float]

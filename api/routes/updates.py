@@ -46,7 +46,9 @@ def create_update(
             session,
             owner,
             skills=body.skills,
-            recipe=_servable(_recipe(owner, body.recipe), context.settings.adapter_rank_limit),
+            recipe=recipe_for(
+                owner.parameter_count, body.recipe, max_rank=context.settings.adapter_rank_limit
+            ),
             gate=body.gate,
             publish=body.publish,
             actor=ACTOR,
@@ -136,29 +138,31 @@ def _update_reply(names: VersionNames, assistant: Assistant, update: Update) -> 
     )
 
 
-def _recipe(assistant: Assistant, given: dict[str, JsonValue]) -> Recipe:
-    default = Recipe.default_for(assistant.parameter_count)
+def recipe_for(
+    parameter_count: int, given: dict[str, JsonValue], *, max_rank: int | None, under: str = "recipe"
+) -> Recipe:
+    """The default of a base model of that size with what is `given` in the request's field `under`.
+
+    Raises InvalidInput naming the field, also when the engine, which takes adapters up to `max_rank`, could
+    not serve what the recipe trains.
+    """
+    default = Recipe.default_for(parameter_count)
     try:
         recipe = Recipe.model_validate({**default.model_dump(), **given})
     except ValidationError as error:
-        raise invalid_input(error, under="recipe") from error
+        raise invalid_input(error, under=under) from error
     if recipe.version_kind == "full":
         raise InvalidInput(
-            "recipe.lora_rank: 0 trains every weight, and the inference engine serves adapters only. Use 1 "
+            f"{under}.lora_rank: 0 trains every weight, and the inference engine serves adapters only. Use 1 "
             "or more; `ratchet train` takes 0.",
-            param="recipe.lora_rank",
+            param=f"{under}.lora_rank",
             code="full_version_not_servable",
         )
-    return recipe
-
-
-def _servable(recipe: Recipe, max_rank: int | None) -> Recipe:
-    """Raises InvalidInput when the engine could not serve what the recipe trains."""
     if max_rank is not None and recipe.lora_rank > max_rank:
         raise InvalidInput(
-            f"recipe.lora_rank: {recipe.lora_rank} is above the {max_rank} that the inference engine serves "
+            f"{under}.lora_rank: {recipe.lora_rank} is above the {max_rank} that the inference engine serves "
             "(RATCHET_ENGINE_MAX_RANK).",
-            param="recipe.lora_rank",
+            param=f"{under}.lora_rank",
             code="rank_not_servable",
         )
     return recipe

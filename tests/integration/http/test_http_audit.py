@@ -17,11 +17,18 @@ from tests.integration.http.publishing import publish
 
 A = "/v1/assistants/{assistant}"
 DEMOS = f"{A}/skills/{{skill}}/demonstrations"
+JOBS = "/v1/fine_tuning/jobs"
 CHANGING_NOTHING = {
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
 }
 """They read, and speak with the engine."""
+FILE = (
+    b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    b'{"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n'
+)
+NAMES = {"update": "update", "webhook": "webhook", "file": "file", "fine_tuning.job": "job"}
+"""`object` of a reply -> the place in later routes that its id takes."""
 Request = tuple[str, str, dict[str, Any], str]
 """(method, route, body, audit action)"""
 PLACES = {"assistant": "support", "skill": "route", "alias": "canary", "version": "v1"}
@@ -48,6 +55,12 @@ def requests(base_model: str) -> list[Request]:
         ("POST", "/v1/webhooks", {"url": "https://8.8.8.8/hook"}, "webhook.create"),
         ("POST", "/v1/webhooks/{webhook}/test", {}, "webhook.test"),
         ("DELETE", "/v1/webhooks/{webhook}", {}, "webhook.delete"),
+        ("POST", "/v1/files", {}, "file.create"),
+        ("POST", JOBS, {"model": "support", "training_file": ""}, "fine_tuning_job.create"),
+        ("POST", f"{JOBS}/{{job}}/pause", {}, "update.pause"),
+        ("POST", f"{JOBS}/{{job}}/resume", {}, "update.resume"),
+        ("POST", f"{JOBS}/{{job}}/cancel", {}, "update.cancel"),
+        ("DELETE", "/v1/files/{file}", {}, "file.delete"),
     ]
 
 
@@ -69,10 +82,16 @@ def send(api: TestClient, base_folder: Any) -> Callable[[Request], Any]:
 
     def do(request: Request) -> Any:
         method, route, body, _ = request
-        reply = api.request(method, route.format(**known), json=body)
+        path = route.format(**known)
+        if path == "/v1/files":
+            reply = api.post(path, data={"purpose": "fine-tune"}, files={"file": ("a.jsonl", FILE)})
+        else:
+            if "training_file" in body:
+                body = {**body, "training_file": known["file"]}
+            reply = api.request(method, path, json=body)
         if reply.is_success:
-            kind = reply.json().get("object")
-            if kind in ("update", "webhook"):
+            kind = NAMES.get(reply.json().get("object"))
+            if kind is not None:
                 known[kind] = reply.json()["id"]
         return reply
 
