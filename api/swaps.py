@@ -39,6 +39,7 @@ def make_controller(
         demand=ledger.demand,
         routes=routes,
         max_rank=settings.adapter_rank_limit,
+        slots=settings.engine_adapters,
     )
 
 

@@ -20,13 +20,13 @@ from typing import Any, Self
 
 from domain.errors import CorruptArtifact, EngineUnavailable, RatchetError
 from serving.demands import Demands
-from serving.replica import SERVED_NAME, Files, KnownReplica, Replica, WantedVersion
+from serving.replica import NO_SLOT, SERVED_NAME, Files, KnownReplica, Replica, WantedVersion
 from serving.routes import Endpoint, Route, Routes, RouteTable
 
 logger = logging.getLogger(__name__)
 
 Record = Callable[[str, str, str | None, str | None], None]
-"""(assistant id, alias, id of the version that answers for it, why the wanted one does not)."""
+"""(assistant id, alias, id of the version that answers for it, what keeps the wanted one from an engine)."""
 Demand = Callable[[Sequence[str]], Mapping[str, str]]
 """Asks for engines that run these full versions, for at least a minute from now; returns by id why one does
 not run."""
@@ -34,6 +34,8 @@ ENSURE_SECONDS = 30.0
 ASKED_SECONDS = 120.0
 """How long a version that a request named keeps its checkpoint asked for: an engine's start takes minutes."""
 STOP_SECONDS = 5.0
+EVALUATION_SLOTS = 2
+"""Kept free on every engine: an evaluation loads an adapter at a time, under a name of its own."""
 
 
 class SwapController:
@@ -53,6 +55,7 @@ class SwapController:
         demand: Demand,
         routes: RouteTable,
         max_rank: int | None = None,
+        slots: int = 64,
         poll_seconds: float = 1.0,
         idle_seconds: float = 30.0,
     ) -> None:
@@ -62,6 +65,8 @@ class SwapController:
         self._record = record
         self._demands = Demands(demand)
         self._routes = routes
+        self._slots = slots
+        """Adapters that an engine may hold, those of evaluations included."""
         self._poll_seconds = poll_seconds
         self._idle_seconds = idle_seconds
 
@@ -250,6 +255,8 @@ class SwapController:
             raise waiting
         if not acknowledged:
             try:
+                if name not in present:
+                    self._make_room(replica, present)
                 replica.bring_up(wanted, present, self._files)
             except (RatchetError, OSError) as error:
                 problem = error if isinstance(error, RatchetError) else CorruptArtifact(str(error))
@@ -262,20 +269,46 @@ class SwapController:
             self._loaded[wanted.version_id] = wanted
             self._routes.touch(replica.endpoint(wanted))
 
+    def _make_room(self, replica: Replica, present: set[str]) -> None:
+        """Unload, least recently used first, until one more adapter fits; what was is gone from `present`.
+
+        What aliases name and what is in use stays. Raises EngineUnavailable (`no_slot`) when nothing else
+        is left. With replica.lock held.
+        """
+        others = present - {replica.model_name}
+        own = {name for name in others if SERVED_NAME.search(name)}
+        room = self._slots - max(EVALUATION_SLOTS, len(others - own))
+        for name in sorted(own, key=lambda one: self._routes.last_used(Endpoint(replica.url, one))):
+            if len(own) < room:
+                return
+            if self._retire(replica, name, 0.0):
+                own.discard(name)
+                present.discard(name)
+        if len(own) >= room:
+            raise EngineUnavailable(
+                f"The inference engine at {replica.url} holds {len(others)} adapters and may hold "
+                f"{self._slots} (RATCHET_ENGINE_ADAPTERS, {EVALUATION_SLOTS} of them for evaluations); "
+                "none of them can go, since aliases name them or requests use them.",
+                code=NO_SLOT,
+            )
+
+    def _retire(self, replica: Replica, name: str, idle_seconds: float) -> bool:
+        """Whether the adapter was unloaded, because nobody needs it. With replica.lock held."""
+        with self._lock:
+            # In one step with the flips: a version that an alias takes up again is either still
+            # routed, or no longer acknowledged and loaded afresh.
+            needed = {replica.engine_model(version) for version in self._needed(replica)}
+            if name in needed or not self._routes.retire(Endpoint(replica.url, name), idle_seconds):
+                return False
+            replica.acknowledged.discard(name)
+        replica.client.unload(name)
+        logger.info("unloaded %s from %s", name, replica.url)
+        return True
+
     def _unload_idle(self, replica: Replica, present: set[str]) -> None:
         for name in present - {replica.model_name}:
-            if SERVED_NAME.search(name) is None:
-                continue
-            with self._lock:
-                # In one step with the flips: a version that an alias takes up again is either still
-                # routed, or no longer acknowledged and loaded afresh.
-                needed = {replica.engine_model(version) for version in self._needed(replica)}
-                endpoint = Endpoint(replica.url, name)
-                if name in needed or not self._routes.retire(endpoint, self._idle_seconds):
-                    continue
-                replica.acknowledged.discard(name)
-            replica.client.unload(name)
-            logger.info("unloaded %s from %s", name, replica.url)
+            if SERVED_NAME.search(name) is not None:
+                self._retire(replica, name, self._idle_seconds)
         with self._lock:
             if self._runs_idle_checkpoint(replica) and self._routes.retire(
                 Endpoint(replica.url, replica.model_name), self._idle_seconds
@@ -328,18 +361,17 @@ class SwapController:
                 self._recorded[key] = state
 
     def _state(self, key: tuple[str, str], wanted: WantedVersion) -> tuple[str | None, str | None]:
-        """(id of the version that answers, why it is not the wanted one). With _lock held."""
+        """(id of the version that answers, what keeps the wanted one from an engine). With _lock held."""
         serving = self._serving.get(key)
         if serving is not None and self._route(serving) is None:
             serving = None
-        if serving is not None and serving.version_id == wanted.version_id:
-            return serving.version_id, None
+        answers = serving is not None and serving.version_id == wanted.version_id
         errors = []
         for replica in self._candidates(wanted):
             failure = replica.failures.get(replica.engine_model(wanted))
             if failure is not None:
                 errors.append(failure.error.message)
-            elif replica.unreachable is not None:
+            elif replica.unreachable is not None and not answers:
                 errors.append(replica.unreachable.message)
         if not self._candidates(wanted):
             errors.append(self._no_engine(wanted).message)

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 SERVED_NAME = re.compile(r".-v\d+-[0-9a-f]{8}$")
 """`<assistant>-v<n>-<8 hex of the manifest's sha256>`: adapters of the controller's own. Others on the
 engine (an evaluation's private ones) are not its business."""
+NO_SLOT = "no_slot"
+"""Code of the EngineUnavailable when an engine holds as many adapters as it may."""
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
 
 
@@ -149,8 +151,9 @@ class Replica:
             raise
 
     def failed(self, name: str, error: RatchetError) -> None:
-        """Remember it, and when to try again: 1 s, 2 s, 4 s ... up to a minute."""
-        times = self.failures[name].times + 1 if name in self.failures else 1
+        """Remember it, and when to try again: 1 s, 2 s, 4 s ... up to a minute. A slot may be free sooner."""
+        before = self.failures.get(name)
+        times = before.times + 1 if before is not None and error.code != NO_SLOT else 1
         delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (times - 1))
         self.failures[name] = Failure(error, times, time.monotonic() + delay)
         logger.warning("%s on %s: %s; next attempt in %.0f s", name, self.url, error.message, delay)

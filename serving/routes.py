@@ -5,6 +5,7 @@ request's use of one model of one engine, so that nothing is unloaded under a re
 """
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -153,6 +154,11 @@ class RouteTable:
         """Count the endpoint as used now: it was loaded because somebody is about to use it."""
         with self._lock:
             self._used[endpoint] = time.monotonic()
+
+    def last_used(self, endpoint: Endpoint) -> float:
+        """When it was last leased, released or loaded (time.monotonic); minus infinity when it never was."""
+        with self._lock:
+            return self._used.get(endpoint, -math.inf)
 
     def retire(self, endpoint: Endpoint, idle_seconds: float) -> bool:
         """True when no alias leads to the endpoint, nobody holds it, and nobody did for `idle_seconds`;

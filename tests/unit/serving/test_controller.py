@@ -136,6 +136,7 @@ class Stand:
         self.engines = engines
         self.config = config
         self.max_rank: int | None = None
+        self.slots = 64
         self.routes = RouteTable()
         ledger.replicas = [Replica(engine.url) for engine in engines]
         self._stack = ExitStack()
@@ -157,6 +158,7 @@ class Stand:
                 demand=self.ledger.demand,
                 routes=self.routes,
                 max_rank=self.max_rank,
+                slots=self.slots,
                 poll_seconds=0.05,
                 idle_seconds=idle_seconds,
             )
@@ -443,6 +445,11 @@ def test_a_replica_that_cannot_load_gets_no_requests(pair: Stand) -> None:
     assert pair.serve(v1)
     bad.wait_for(lambda: bad.count("load") == 1)
     assert [endpoint.url for endpoint in endpoints(pair)] == [good.url]
+    told = pair.ledger.wait_recorded(lambda version, error: version == "ver_1" and error is not None)
+    assert f"{bad.url} refused to load" in (told[1] or "")
+    bad.refuse.clear()
+    good.wait_for(lambda: len(endpoints(pair)) == 2)
+    assert pair.ledger.wait_recorded(lambda _, error: error is None) == ("ver_1", None)
 
 
 def test_a_replica_that_died_gets_no_requests_while_another_lives(pair: Stand) -> None:
@@ -451,6 +458,36 @@ def test_a_replica_that_died_gets_no_requests_while_another_lives(pair: Stand) -
     gone.stop()
     left.wait_for(lambda: [endpoint.url for endpoint in endpoints(pair)] == [left.url])
     assert pair.answer()[0] == 0
+
+
+def test_a_replica_that_comes_back_catches_up_by_itself(pair: Stand) -> None:
+    """It was away while the alias moved: it gets no request until it holds what is wanted now."""
+    v1, v2 = pair.ledger.version(1), pair.ledger.version(2)
+    pair.start(idle_seconds=60)
+    assert pair.serve(v1)
+    killed, left = pair.engines
+    left.wait_for(lambda: len(endpoints(pair)) == 2)
+    killed.stop()
+    killed.forget_adapters()
+    assert pair.serve(v2)
+    assert [endpoint.url for endpoint in endpoints(pair)] == [left.url]
+    assert pair.answer() == (2, f"{v2.served_name} says hi")
+    killed.start()
+    killed.wait_for(lambda: len(endpoints(pair)) == 2)
+    assert list(killed.adapters) == [v2.served_name]
+    assert {endpoint.engine_model for endpoint in endpoints(pair)} == {v2.served_name}
+
+
+def test_a_replica_that_is_added_gets_what_serves(pair: Stand) -> None:
+    added = pair.ledger.replicas.pop()
+    v1 = pair.ledger.version(1)
+    pair.start()
+    assert pair.serve(v1)
+    assert pair.engines[1].adapters == {}
+    with pair.ledger.changed:
+        pair.ledger.replicas.append(added)
+    pair.engines[1].wait_for(lambda: len(endpoints(pair)) == 2)
+    assert list(pair.engines[1].adapters) == [v1.served_name]
 
 
 def test_private_adapters_of_an_evaluation_are_left_alone(stand: Stand, adapter: Any, tmp_path: Path) -> None:
