@@ -33,6 +33,7 @@ from api.routes import (
     versions,
     webhooks,
 )
+from api.shadow import Shadows
 from api.swaps import make_controller
 from api.traffic import TrafficControl
 from api.traffic_keeper import TrafficKeeper
@@ -74,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             control = TrafficControl(routes, metrics)
             keeper = TrafficKeeper(control, sessions, reads)
             async with engine_client(chosen) as engines:
+                shadows = Shadows(engines, routes, control, admission, chosen)
                 app.state.context = Context(
                     settings=chosen,
                     sessions=sessions,
@@ -88,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     admission=admission,
                     traffic=control,
                     keeper=keeper,
+                    shadows=shadows,
                     metrics=metrics,
                 )
                 metrics.watch_serving(lambda: _serving(routes))
@@ -102,6 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
                 for task in tasks:
                     task.cancel()
+                await shadows.aclose()
                 await asyncio.wait(tasks)
 
     app = FastAPI(

@@ -12,6 +12,7 @@ from api.admission import Admission
 from api.metrics import Metrics
 from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
+from api.shadow import Shadows
 from api.traffic import TrafficControl
 from api.traffic_keeper import TrafficKeeper
 from api.upstream import Patience
@@ -44,6 +45,7 @@ class Context:
     admission: Admission
     traffic: TrafficControl
     keeper: TrafficKeeper
+    shadows: Shadows
     metrics: Metrics
     idempotency_keys_in_flight: set[tuple[str, str]] = field(default_factory=set)
     """(team, key) of the creating requests that this process is handling."""

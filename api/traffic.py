@@ -3,6 +3,7 @@
 The event loop alone calls what changes state here; `plans` is replaced as a whole by whoever read the ledger.
 """
 
+import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from api.metrics import Metrics
 from domain.traffic import Canary, CanaryRollback, Role, WindowFigures
 from domain.version import CHAMPION
-from registry.traffic import Figures, Plan
+from registry.traffic import Plan
+from registry.traffic_figures import Figures
 from serving.canary import Breach, Seen, Window, judge, share_of
 from serving.latency import bucket
 from serving.routes import Lease, Route, RouteTable
@@ -24,6 +26,8 @@ class Side:
     plan: Plan
     role: Role
     alias: str
+    shadow: str | None = None
+    """Alias whose version is to be asked as well."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class TrafficControl:
             known = user if user is not None else secrets.token_hex(8)
             if share_of(plan.assistant_id, route.version_id, known) < plan.canary.percent / 100:
                 return Side(plan, "canary", plan.canary.alias)
-        return Side(plan, "champion", CHAMPION)
+        return Side(plan, "champion", CHAMPION, self._shadow(plan))
 
     def record(self, side: Side, lease: Lease, latency: float | None) -> None:
         """One request is over: its seconds to the first byte, or None when it failed."""
@@ -81,6 +85,12 @@ class TrafficControl:
             figures.latency[bucket(latency)] = figures.latency.get(bucket(latency), 0) + 1
             self._metrics.traffic_first_byte_seconds.labels(*labels).observe(latency)
         return figures
+
+    def dropped(self, plan: Plan, lease: Lease) -> None:
+        """A shadow request that was not sent, or broken off, for want of room."""
+        self._figures_of(plan, "shadow", lease.version_id).dropped += 1
+        labels = (plan.assistant_name, "shadow", f"v{lease.version_number}", "dropped")
+        self._metrics.traffic_requests.labels(*labels).inc()
 
     def judge_all(self) -> None:
         """Look at every canary; what was seen of versions that no plan needs is forgotten."""
@@ -137,6 +147,12 @@ class TrafficControl:
         route, champion = self._route(plan, plan.canary.alias), self._route(plan, CHAMPION)
         same = route is not None and champion is not None and route.version_id == champion.version_id
         return None if same else route
+
+    def _shadow(self, plan: Plan) -> str | None:
+        """By a dice of its own for each request: a shadow's users need not stay."""
+        if plan.shadow is None or random.random() * 100 >= plan.shadow.percent:
+            return None
+        return plan.shadow.alias
 
     def _route(self, plan: Plan, alias: str) -> Route | None:
         return self._routes.routes.aliases.get((plan.team_id, plan.assistant_name, alias))

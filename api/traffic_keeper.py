@@ -13,8 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.traffic import TrafficControl, Verdict
-from registry import traffic
-from registry.traffic import Figures
+from registry import traffic, traffic_figures
+from registry.traffic_figures import Figures
 
 logger = logging.getLogger(__name__)
 
@@ -87,4 +87,4 @@ class TrafficKeeper:
 
     def _write(self, figures: list[Figures]) -> None:
         with self._sessions.begin() as session:
-            traffic.add_figures(session, figures)
+            traffic_figures.add_figures(session, figures)

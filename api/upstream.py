@@ -1,7 +1,6 @@
-"""One completion's way to an inference engine and back: lease, request, retry, rewriting of `model`."""
+"""One completion's way to an inference engine: lease, request, patience, retry."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Set
 from dataclasses import dataclass
@@ -10,12 +9,8 @@ from typing import Any, Self, TypeVar
 import anyio
 import httpx
 from fastapi import Request
-from fastapi.responses import JSONResponse
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
-from api.errors import error_body, error_response, status_of
-from domain.errors import EngineTimeout, EngineUnavailable, Overloaded
+from domain.errors import EngineTimeout, EngineUnavailable
 from domain.settings import Settings
 from serving.client import KEEP_ALIVE_SECONDS
 from serving.routes import Lease, RouteTable
@@ -25,11 +20,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ATTEMPTS = 2
 """Of a request whose reply has not begun: completions have no side effects."""
-CLIENT_CLOSED_REQUEST = 499
-"""Seen by no client: the status under which a request that its client gave up is counted."""
 SEND_SECONDS = 60.0
 """For a request's body, in one go."""
-_ERROR_EVENTS = (b'data: {"error"', b'data:{"error"')
 TakeLease = Callable[[bool, Set[str]], Awaitable[Lease]]
 
 
@@ -124,10 +116,10 @@ async def open_upstream(
     """
     lost, avoid = False, set[str]()
     unavailable = EngineUnavailable("The inference engine does not answer; try again shortly.")
-    for attempt in range(1, ATTEMPTS + 1):
+    for number in range(1, ATTEMPTS + 1):
         lease = await take_lease(lost, avoid)
         try:
-            upstream = await _attempt(client, lease, path, payload, request_id, patience)
+            upstream = await attempt(client, lease, path, payload, request_id, patience)
         except httpx.TransportError as error:
             lease.release()
             problem = str(error) or type(error).__name__
@@ -142,7 +134,7 @@ async def open_upstream(
         else:
             routes.trust(lease.url)
             status = upstream.response.status_code
-            again = status in (404, 503) or (status == 429 and lease.replicas > 1 and attempt < ATTEMPTS)
+            again = status in (404, 503) or (status == 429 and lease.replicas > 1 and number < ATTEMPTS)
             if not again:
                 return upstream
             problem = f"HTTP {status} for '{lease.engine_model}'"
@@ -160,7 +152,7 @@ async def open_upstream(
     raise unavailable
 
 
-async def _attempt(
+async def attempt(
     client: httpx.AsyncClient,
     lease: Lease,
     path: str,
@@ -168,6 +160,10 @@ async def _attempt(
     request_id: str,
     patience: Patience,
 ) -> Upstream:
+    """Send the request once, and wait until a reply begins, whatever its status; `lease` stays held.
+
+    Raises EngineTimeout, httpx.TransportError.
+    """
     request = client.build_request(
         "POST",
         f"{lease.url.rstrip('/')}{path}",
@@ -222,103 +218,3 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class EngineStream(StreamingResponse):
-    """Server-sent events of the engine under the model name that the client asked for."""
-
-    def __init__(self, upstream: Upstream, model: str, *, on_end: Callable[[int], None]) -> None:
-        """`on_end` hears 200, or the status that the reply would have had if it had not begun."""
-        super().__init__(self._events(upstream, model), media_type="text/event-stream")
-        self._upstream = upstream
-        self._on_end = on_end
-        self._status = CLIENT_CLOSED_REQUEST
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            # Also when the client left before the first event was asked for.
-            await self._upstream.aclose()
-            self._on_end(self._status)
-
-    async def _events(self, upstream: Upstream, model: str) -> AsyncIterator[bytes]:
-        rest = b""
-        failed = False
-        try:
-            async for chunk in upstream.chunks():
-                *lines, rest = (rest + chunk).split(b"\n")
-                failed = failed or any(line.startswith(_ERROR_EVENTS) for line in lines)
-                if lines:
-                    yield b"".join(rewrite_line(line, model) + b"\n" for line in lines)
-            if rest:
-                yield rewrite_line(rest, model)
-            self._status = 502 if failed else 200
-        except EngineUnavailable as error:
-            # Too late for a status: OpenAI's clients raise on an event that holds an error.
-            logger.error("engine %s broke off a stream: %s", upstream.lease.url, error)
-            self._status = status_of(type(error))
-            body = error_body(self._status, error.message, param=None, code=error.code)
-            yield b"\n\ndata: " + json.dumps(body).encode() + b"\n\n"
-
-
-def rewrite_line(line: bytes, model: str) -> bytes:
-    """One line of a stream, with `model` in place of the engine's own name."""
-    if not line.startswith(b"data:"):
-        return line
-    try:
-        value = json.loads(line[5:])
-    except ValueError:  # [DONE]
-        return line
-    if not isinstance(value, dict) or "model" not in value:
-        return line
-    value["model"] = model
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode()
-
-
-def rewrite_reply(content: bytes, model: str) -> dict[str, Any]:
-    """A whole reply with `model` in place of the engine's own name.
-
-    Raises EngineUnavailable for anything but a JSON object.
-    """
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise EngineUnavailable("The inference engine's reply is not JSON.") from error
-    if not isinstance(value, dict):
-        raise EngineUnavailable("The inference engine's reply is not a JSON object.")
-    value["model"] = model
-    return value
-
-
-def engine_refusal(upstream: Upstream, content: bytes, model: str) -> JSONResponse:
-    """The engine's own 4xx in OpenAI's shape; its 5xx without what it says about its insides."""
-    status = upstream.response.status_code
-    message, param, code = _engine_error(content)
-    if status >= 500 or status in (401, 403, 405):
-        logger.error("engine %s: HTTP %d: %s", upstream.lease.url, status, message)
-        return error_response(502, "The inference engine failed on this request.", code="engine_error")
-    headers = None
-    if status == 429:
-        code = code or Overloaded.code
-        headers = {"retry-after": f"{retry_after(upstream.response) or Overloaded.retry_after_seconds:g}"}
-    return error_response(
-        status, message.replace(upstream.lease.engine_model, model), param=param, code=code, headers=headers
-    )
-
-
-def _engine_error(content: bytes) -> tuple[str, str | None, str | None]:
-    """(message, param, code) of {"error": {...}}, or of the bare inner object that older vLLMs send."""
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return content.decode(errors="replace")[:500], None, None
-    inner = value.get("error", value) if isinstance(value, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("message"), str):
-        return str(value)[:500], None, None
-    param, code = inner.get("param"), inner.get("code")
-    return (
-        inner["message"],
-        param if isinstance(param, str) else None,
-        code if isinstance(code, str) else None,
-    )

@@ -88,6 +88,10 @@ class Settings(BaseSettings):
     gateway_queue: int = Field(default=128, ge=0)
     """Completions that wait for a place; further ones are refused at once."""
     gateway_queue_seconds: float = Field(default=2.0, gt=0)
+    shadow_requests: int = Field(default=4, ge=1)
+    """Shadow requests under way in one API process; further ones are dropped."""
+    shadow_engine_requests: int = Field(default=8, ge=1)
+    """An engine with more requests than that under way gets no shadow request."""
     log_level: str = "INFO"
     webhook_trusted_hosts: str = ""
     """Receivers of webhooks that may be private and speak plain HTTP, comma-separated host names."""

@@ -1,7 +1,6 @@
-"""How an assistant's traffic is shared out: changes compare-and-set, audited, with figures beside them."""
+"""How an assistant's traffic is shared out: changes are compare-and-set and audited."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -11,14 +10,13 @@ from sqlalchemy.orm import Session
 
 from domain.errors import CanaryCoolingDown, InvalidInput, NotFound, RevisionMismatch
 from domain.skill import Grader
-from domain.traffic import Canary, CanaryRollback, Role, Shadow, Traffic
+from domain.traffic import Canary, CanaryRollback, Shadow, Traffic
 from registry import aliases, assistants, audit
 from registry.session import db_now, violates_unique
 from registry.tables import Assistant, Skill, TrafficFigures, TrafficRow
 
 GATEWAY = "gateway"
 """The actor of an automatic rollback."""
-SUMS = ("requests", "errors", "dropped", "compared", "identical", "rouge_l", "graded", "agreed")
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
 
 
@@ -34,32 +32,6 @@ class Plan:
     shadow: Shadow | None
     grader: Grader | None
     """Of the shadow's skill."""
-
-
-@dataclass
-class Figures:
-    """Sums to be added to one row of TrafficFigures."""
-
-    assistant_id: str
-    team_id: str
-    role: Role
-    version_id: str
-    requests: int = 0
-    errors: int = 0
-    dropped: int = 0
-    compared: int = 0
-    identical: int = 0
-    rouge_l: float = 0.0
-    graded: int = 0
-    agreed: float = 0.0
-    latency: dict[int, int] = field(default_factory=dict)
-    """Requests by `serving.latency` bucket."""
-
-    def add(self, other: "Figures") -> None:
-        for name in SUMS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for bucket, count in other.latency.items():
-            self.latency[bucket] = self.latency.get(bucket, 0) + count
 
 
 def get_traffic(session: Session, assistant: Assistant) -> TrafficRow | None:
@@ -173,28 +145,6 @@ def plans(session: Session) -> list[Plan]:
     return found
 
 
-def add_figures(session: Session, found: Iterable[Figures]) -> None:
-    """Add to what is known; several processes may do so at once."""
-    # In one order everywhere, or two processes could wait for each other.
-    for one in sorted(found, key=lambda one: (one.assistant_id, one.role, one.version_id)):
-        row = _locked_figures(session, one)
-        for name in SUMS:
-            setattr(row, name, getattr(row, name) + getattr(one, name))
-        latency = dict(row.latency)
-        for bucket, count in one.latency.items():
-            latency[str(bucket)] = latency.get(str(bucket), 0) + count
-        row.latency = latency
-        row.updated_at = db_now(session)
-        session.flush()
-
-
-def list_figures(session: Session, assistant: Assistant) -> list[TrafficFigures]:
-    """Champion's, canary's, shadow's; the version seen last comes last."""
-    rows = session.scalars(select(TrafficFigures).where(TrafficFigures.assistant_id == assistant.id))
-    order = {"champion": 0, "canary": 1, "shadow": 2}
-    return sorted(rows, key=lambda row: (order[row.role], row.updated_at))
-
-
 def shares(row: TrafficRow) -> Traffic:
     return Traffic.model_validate({"canary": row.canary, "shadow": row.shadow})
 
@@ -252,36 +202,4 @@ def _create(session: Session, assistant: Assistant, now: float) -> TrafficRow:
         if not violates_unique(error):
             raise
         raise RevisionMismatch("The traffic was changed by someone else.", param="If-Match") from error
-    return row
-
-
-def _locked_figures(session: Session, one: Figures) -> TrafficFigures:
-    key = (one.assistant_id, one.role, one.version_id)
-    row = session.get(TrafficFigures, key, with_for_update=True, populate_existing=True)
-    if row is not None:
-        return row
-    row = TrafficFigures(
-        assistant_id=one.assistant_id,
-        role=one.role,
-        version_id=one.version_id,
-        team_id=one.team_id,
-        requests=0,
-        errors=0,
-        dropped=0,
-        compared=0,
-        identical=0,
-        rouge_l=0.0,
-        graded=0,
-        agreed=0.0,
-        latency={},
-        updated_at=0.0,
-    )
-    try:
-        with session.begin_nested():
-            session.add(row)
-            session.flush()
-    except IntegrityError as error:
-        if not violates_unique(error):
-            raise
-        return session.get_one(TrafficFigures, key, with_for_update=True, populate_existing=True)
     return row

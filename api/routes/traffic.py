@@ -11,7 +11,7 @@ from api.replies import TrafficFiguresReply, TrafficReply
 from api.routes.assistants import VersionNames
 from domain.errors import RevisionMismatch
 from domain.traffic import CanaryRollback, Role, Traffic
-from registry import aliases, assistants, traffic
+from registry import aliases, assistants, traffic, traffic_figures
 from registry.session import db_now
 from registry.tables import Assistant, TrafficFigures, TrafficRow
 from serving.latency import quantile
@@ -71,7 +71,7 @@ def _reply(
     session: Session, assistant: Assistant, row: TrafficRow | None, response: Response
 ) -> TrafficReply:
     wanted = Traffic() if row is None else traffic.shares(row)
-    figures = traffic.list_figures(session, assistant)
+    figures = traffic_figures.list_figures(session, assistant)
     targets = {alias.name: alias.version_id for alias in aliases.list_aliases(session, assistant)}
     names = VersionNames(session, [*targets.values(), *(one.version_id for one in figures)])
     revision = 0 if row is None else row.revision

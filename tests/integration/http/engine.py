@@ -27,6 +27,8 @@ class Engine:
         """What a refusal adds."""
         self.broken: set[str] = set()
         """Models whose chats end with 500."""
+        self.full: set[str] = set()
+        """Models whose chats are refused with 429."""
         self.delays: dict[str, float] = {}
         """Seconds before a model's chat begins."""
         self.mute = threading.Event()
@@ -91,6 +93,8 @@ class Engine:
             return self._unknown(body["model"])
         if body["model"] in self.broken:
             return JSONResponse({"error": {"message": "out of order", "code": 500}}, 500)
+        if body["model"] in self.full:
+            return JSONResponse({"error": {"message": "full", "code": 429}}, 429)
         await asyncio.sleep(self.delays.get(body["model"], 0.0))
         while self.mute.is_set():
             if await request.is_disconnected():

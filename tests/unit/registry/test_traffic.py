@@ -8,9 +8,10 @@ import pytest
 from domain.errors import CanaryCoolingDown, InvalidInput, RevisionMismatch
 from domain.skill import ExactGrader
 from domain.traffic import Canary, CanaryRollback, Shadow, Traffic, WindowFigures
-from registry import aliases, audit, traffic, versions, webhooks
+from registry import aliases, audit, traffic, traffic_figures, versions, webhooks
 from registry.tables import Assistant, TrafficRow
-from registry.traffic import Figures, Plan
+from registry.traffic import Plan
+from registry.traffic_figures import Figures
 from tests.unit.registry.steps import TEAM, Ledger, lines, race
 
 FIVE = Traffic(canary=Canary(percent=5))
@@ -188,12 +189,12 @@ def test_figures_add_up_and_begin_anew_with_another_alias(ledger: Ledger, assist
 
     def add(found: Sequence[Figures]) -> None:
         with ledger.begin() as session:
-            traffic.add_figures(session, found)
+            traffic_figures.add_figures(session, found)
 
     race([lambda: add([one(requests=2, errors=1, latency={3: 1})])] * 4)
     add([one("champion", requests=7, latency={0: 7}), one(requests=1, latency={3: 1, 9: 1}, rouge_l=0.5)])
     with ledger.begin() as session:
-        champion, canary = traffic.list_figures(session, assistant)
+        champion, canary = traffic_figures.list_figures(session, assistant)
     assert (champion.role, champion.requests, champion.latency) == ("champion", 7, {"0": 7})
     assert (canary.role, canary.requests, canary.errors, canary.rouge_l) == ("canary", 9, 4, 0.5)
     assert canary.latency == {"3": 5, "9": 1}
@@ -201,7 +202,7 @@ def test_figures_add_up_and_begin_anew_with_another_alias(ledger: Ledger, assist
     def known(wanted: Traffic) -> int:
         put(ledger, assistant, wanted)
         with ledger.begin() as session:
-            return len(traffic.list_figures(session, assistant))
+            return len(traffic_figures.list_figures(session, assistant))
 
     assert known(Traffic(canary=Canary(percent=20))) == 2, "the same canary"
     assert known(Traffic()) == 2, "off, and still to be looked at"

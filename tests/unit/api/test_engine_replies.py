@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from api.upstream import rewrite_line, rewrite_reply
+from api.engine_replies import rewrite_line, rewrite_reply
 from domain.errors import EngineUnavailable
 
 
