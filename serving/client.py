@@ -64,7 +64,8 @@ class EngineClient:
         """What `model` makes of each continuation of a non-empty `prefix`, in one request.
 
         Prefix and continuation are tokenised together, as lm-eval does; a token across the boundary
-        belongs to the continuation.
+        belongs to the continuation. Asks for log-probabilities of the prompt, beside whatever the engine
+        computes at the moment: a vLLM that was not started for that (docs/serving.md) may end.
         """
         if not prefix or not all(continuations):
             raise ValueError("a likelihood needs a prefix and a continuation, neither empty")

@@ -1,12 +1,15 @@
 """Versions made without training: real adapter files, published through the ledger's own verbs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+from sqlalchemy.orm import Session, sessionmaker
 
 from api.context import TEAM_ID, Context
+from artifacts.version_store import VersionStore
 from domain.demonstration import Demonstration, Message
 from domain.measurement import GateRules, Measurement, Outcome, Verdict
 from domain.recipe import Recipe
@@ -41,8 +44,36 @@ def publish(
     outcome: Outcome = "pass",
     measurements: list[Measurement] | None = None,
 ) -> int:
-    """Number of a new version of the assistant; it becomes champion when the outcome is `pass`."""
-    with context.sessions.begin() as session:
+    """As `add_version`, on a running API."""
+    number = add_version(
+        context.sessions,
+        context.store,
+        context.settings.work_dir,
+        name,
+        skill=skill,
+        outcome=outcome,
+        measurements=measurements,
+    )
+    context.controller.nudge()
+    return number
+
+
+def add_version(
+    sessions: sessionmaker[Session],
+    store: VersionStore,
+    work_dir: Path,
+    name: str,
+    *,
+    write: Callable[[Path, int], object] = write_adapter,
+    skill: str = "taught",
+    outcome: Outcome = "pass",
+    measurements: list[Measurement] | None = None,
+) -> int:
+    """Number of a new version of the assistant; it becomes champion when the outcome is `pass`.
+
+    `write` puts its adapter into the given folder, made for the given number.
+    """
+    with sessions.begin() as session:
         assistant = assistants.get_assistant(session, TEAM_ID, name)
         if skill not in [row.name for row in assistants.list_skills(session, assistant, None, 100).rows]:
             assistants.create_skill(
@@ -70,9 +101,9 @@ def publish(
         claim = updates.claim(session, update.id, worker="test", lease_seconds=60)
         assert claim is not None
         version_id, number = versions.allocate_version(session, claim)
-        staging = context.settings.work_dir / version_id
-        write_adapter(staging, number)
-        manifest, digest = context.store.publish(
+        staging = work_dir / version_id
+        write(staging, number)
+        manifest, digest = store.publish(
             staging,
             version_id=version_id,
             kind="adapter",
@@ -93,5 +124,4 @@ def publish(
             move_champion=outcome == "pass",
         )
         updates.finish(session, claim, Status.SUCCEEDED)
-    context.controller.nudge()
     return number
