@@ -144,6 +144,6 @@ def test_versions_swap_under_load_roll_back_and_survive_a_killed_engine(home: Pa
 def test_the_embedded_engine_s_acceptance_test_passes_on_vllm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two real updates, trained a few steps and measured through vLLM, swapped and rolled back under a chat."""
+    """Two real updates, trained a few steps, measured through vLLM, swapped and rolled back under a chat."""
     monkeypatch.setattr(on_the_embedded_engine, "SECONDS", 1900)
     on_the_embedded_engine.test_two_updates_two_swaps_and_a_rollback_without_a_failed_request(tmp_path)
