@@ -11,6 +11,7 @@ from api.fields import Body, Name, Text
 from api.routes.updates import recipe_for
 from domain.errors import InvalidInput
 from domain.recipe import Method, Recipe
+from domain.settings import Settings
 from domain.skill import NAME_PATTERN, Grader
 
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
@@ -57,13 +58,14 @@ class NewJob(Body):
             )
         return self
 
-    def recipe(self, parameter_count: int, max_rank: int | None) -> Recipe:
-        """The default of a base model of that size with what the job asks for; adapters up to `max_rank`.
+    def recipe(self, settings: Settings, parameter_count: int) -> Recipe:
+        """The default of a base model of that size with what the job asks for.
 
         Raises InvalidInput naming the field.
         """
         kind, given, under = self._asked()
         fields: dict[str, JsonValue] = {"method": METHODS[kind]}
+        multiplier: float | None = None
         for name, value in given.items():
             param = f"{under}.{name}"
             if name in _NOT_OURS:
@@ -75,12 +77,15 @@ class NewJob(Body):
                     raise InvalidInput(f"{param}: 'learning_rate' is given as well.", param=param)
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise InvalidInput(f"{param}: a number or 'auto'.", param=param)
-                fields["learning_rate"] = Recipe.default_for(parameter_count).learning_rate * value
+                multiplier = value
             else:
                 fields["num_epochs" if name == "n_epochs" else name] = value
         if self.seed is not None:
             fields["seed"] = self.seed
-        return recipe_for(parameter_count, fields, max_rank=max_rank, under=under)
+        if multiplier is not None:
+            default = recipe_for(settings, parameter_count, fields, under=under).learning_rate
+            fields["learning_rate"] = default * multiplier
+        return recipe_for(settings, parameter_count, fields, under=under)
 
     def skill(self, filename: str, *, suffix_is_assistant: bool) -> str:
         """Name of the skill that the demonstrations go to. Raises InvalidInput for a bad `metadata.skill`."""

@@ -10,6 +10,7 @@ import httpx
 from cli.errors import CliError
 from cli.supervisor import Component
 from domain.settings import Settings
+from domain.version import WholeModel
 
 WARM_SECONDS = 30.0
 """Of a first inference; the supervisor restarts nothing meanwhile."""
@@ -102,10 +103,17 @@ def dispatcher(settings: Settings) -> Component:
 
 
 class Engine:
-    """An inference engine for one base model; every start takes a fresh port."""
+    """An inference engine for one base model, or for a whole model made from one; every start takes a fresh
+    port."""
 
-    def __init__(self, settings: Settings, base_model: str, name: str) -> None:
+    def __init__(
+        self, settings: Settings, base_model: str, name: str, whole: WholeModel | None = None
+    ) -> None:
         self.base_model = base_model
+        self.whole = whole
+        self.runs = base_model if whole is None else whole.id
+        """A replica's `base_model`."""
+        self.served_name = base_model if whole is None else whole.served_name
         self.url = ""
         self.registered = False
         self._settings = settings
@@ -115,11 +123,12 @@ class Engine:
     def _command(self) -> list[str]:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        return [sys.executable, "-m", "cli.engine_start", self.base_model, str(port), str(os.getpid())]
+        start = [sys.executable, "-m", "cli.engine_start", self.base_model, str(port), str(os.getpid())]
+        return start if self.whole is None else [*start, self.whole.model_dump_json()]
 
     def ready(self) -> bool:
         """Whether it computes: /health alone is answered by engines that cannot."""
-        return answers(f"{self.url}/health") and infers(self.url, self.base_model)
+        return answers(f"{self.url}/health") and infers(self.url, self.served_name)
 
 
 def require_vllm(settings: Settings) -> None:

@@ -152,6 +152,12 @@ class Child:
         self.restart_at = now + BACKOFF_SECONDS[min(self.crashes, len(BACKOFF_SECONDS)) - 1]
         return int(self.process.returncode)
 
+    def ask_to_stop(self) -> None:
+        """Once; never started again."""
+        self.restart_at = None
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+
     def stop(self, hurry: Callable[[], bool]) -> None:
         self.restart_at = None
         if self.process is None:
@@ -190,6 +196,8 @@ class Supervisor:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
         self._children: list[Child] = []
+        self._leaving: list[tuple[Child, float]] = []
+        """With the time after which they are killed (time.monotonic)."""
         log_dir.mkdir(parents=True, exist_ok=True)
 
     def add(self, component: Component) -> Child:
@@ -198,9 +206,20 @@ class Supervisor:
         child.start()
         return child
 
+    def retire(self, child: Child) -> None:
+        """Stop a child for good without waiting for it: `poll` sees to its end."""
+        say("supervisor", f"stopping {child.component.name}")
+        self._children.remove(child)
+        child.ask_to_stop()
+        self._leaving.append((child, time.monotonic() + child.component.stop_seconds))
+
     def poll(self) -> list[Child]:
         """Notice what ended, start what is due again; returns the children that ended since last time."""
         now, ended = time.monotonic(), []
+        for child, kill_at in list(self._leaving):
+            if not child.alive or now > kill_at:
+                self._leaving.remove((child, kill_at))
+                child.stop(lambda: True)
         for child in self._children:
             status = child.note_exit(now)
             if status is not None:
@@ -214,6 +233,9 @@ class Supervisor:
 
     def stop(self, hurry: Callable[[], bool]) -> None:
         """Stop all, last started first. Bounded by the sum of the components' `stop_seconds`."""
+        for child, _ in self._leaving:
+            child.stop(hurry)
+        self._leaving.clear()
         while self._children:
             child = self._children.pop()
             say("supervisor", f"stopping {child.component.name}")

@@ -178,7 +178,7 @@ def _recipe(options: Options, base: BaseModel) -> Recipe:
     if options.method is not None:
         given["method"] = options.method
     try:
-        return Recipe.model_validate(Recipe.default_for(base.parameter_count).model_dump() | given)
+        return Recipe.completed(given, base.parameter_count)
     except ValidationError as invalid:
         raise CliError(_fields(invalid, "recipe")) from invalid
 

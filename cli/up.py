@@ -8,23 +8,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from artifacts.base_models import BUILT_IN
 from cli import components
-from cli.components import Engine
+from cli.engines import BUILT_IN_MODEL, START_CRASHES, Engines
 from cli.errors import CliError
 from cli.home import HomeLock, socket_path
 from cli.supervisor import Child, StopRequest, Supervisor, say
 from domain.settings import Settings
-from registry import serving
-from registry.session import make_engine, make_sessions, upgrade
+from registry.session import make_engine, upgrade
 
-BUILT_IN_MODEL = next(iter(BUILT_IN))
 START_SECONDS = 1800.0
 """Upper bound of a first start, which may download and convert a base model."""
-START_CRASHES = 4
-"""A component that ends this often in a row before the stack is ready is reported, not retried."""
 POLL_SECONDS = 0.2
-WATCH_SECONDS = 1.0
 
 
 class StoppedEarly(Exception):
@@ -39,9 +33,8 @@ class Stack:
         self._listener = listener
         self._stopping = stopping
         self._supervisor = Supervisor(settings.home / "logs")
-        self._engines: dict[str, tuple[Engine, Child]] = {}
-        self._sessions = make_sessions(make_engine(settings.resolved_database_url))
-        self._watched_at = 0.0
+        database = make_engine(settings.resolved_database_url)
+        self._engines = Engines(settings, self._supervisor, database)
 
     @property
     def url(self) -> str:
@@ -49,22 +42,22 @@ class Stack:
 
     def start(self) -> None:
         """Start all and wait until all answer. Raises CliError naming what did not come up."""
-        self._forget_replicas()
+        self._engines.forget_replicas()
         if self._settings.broker_url is None:
             path = socket_path(self._settings.home)
             self._supervisor.add(components.valkey(self._settings, path))
             self._await("valkey", lambda: components.valkey_answers(path))
         self._settings.work_dir.mkdir(exist_ok=True)
         if not self._settings.engine_urls:
-            self._start_engine(BUILT_IN_MODEL)
+            self._engines.start_base(BUILT_IN_MODEL)
         self._supervisor.add(components.api(self._settings, self._listener))
         worker = self._supervisor.add(components.worker(self._settings))
         self._supervisor.add(components.dispatcher(self._settings))
-        self._await("engine", self._engines_settled)
+        self._await("engine", self._engines.settled)
         self._await("worker", lambda: worker.marked)
-        lost = [name for name, (engine, _) in self._engines.items() if not engine.registered]
-        for name in lost:
-            say("supervisor", f"assistants on the base model {name} are not served until its engine starts")
+        lost = self._engines.lost()
+        for served in lost:
+            say("supervisor", f"{served} not served until its engine starts")
         self._await("api", lambda: components.answers(f"{self.url}/{'healthz' if lost else 'readyz'}"))
 
     def run(self) -> None:
@@ -75,7 +68,7 @@ class Stack:
 
     def stop(self) -> None:
         self._supervisor.stop(lambda: self._stopping.hurry)
-        self._forget_replicas()
+        self._engines.forget_replicas()
 
     def _await(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -83,7 +76,7 @@ class Stack:
             if self._stopping:
                 raise StoppedEarly
             for child in self._tick():
-                if child.crashes >= START_CRASHES and not self._may_miss(child):
+                if child.crashes >= START_CRASHES and not self._engines.may_miss(child):
                     told = "\n  ".join(child.tail) or "(no output)"
                     raise CliError(
                         f"{child.component.name} ended {child.crashes} times while starting:\n  {told}\n"
@@ -93,57 +86,10 @@ class Stack:
                 raise CliError(f"{name} did not answer within {START_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)
 
-    def _engines_settled(self) -> bool:
-        """Each serves, or is one that the stack can do without and that does not start."""
-        return all(
-            engine.registered or (child.crashes >= START_CRASHES and self._may_miss(child))
-            for engine, child in self._engines.values()
-        )
-
-    def _may_miss(self, child: Child) -> bool:
-        """An engine of some assistants' own base model, whose folder may be gone: others still serve."""
-        return any(child is one for name, (_, one) in self._engines.items() if name != BUILT_IN_MODEL)
-
     def _tick(self) -> list[Child]:
         ended = self._supervisor.poll()
-        for engine, child in self._engines.values():
-            if child in ended and engine.registered:
-                self._set_registered(engine, False)
-        if self._engines and time.monotonic() - self._watched_at >= WATCH_SECONDS:
-            self._watched_at = time.monotonic()
-            self._watch_engines()
+        self._engines.watch(ended)
         return ended
-
-    def _watch_engines(self) -> None:
-        for engine, child in self._engines.values():
-            if not engine.registered and child.alive and engine.ready():
-                self._set_registered(engine, True)
-        with self._sessions() as session:
-            needed = serving.base_models_in_use(session)
-        for base_model in needed:
-            if base_model not in self._engines:
-                self._start_engine(base_model)
-
-    def _start_engine(self, base_model: str) -> None:
-        name = "engine" if not self._engines else f"engine-{len(self._engines) + 1}"
-        engine = Engine(self._settings, base_model, name)
-        self._engines[base_model] = engine, self._supervisor.add(engine.component)
-
-    def _set_registered(self, engine: Engine, registered: bool) -> None:
-        with self._sessions.begin() as session:
-            if registered:
-                serving.register_replica(
-                    session, url=engine.url, base_model=engine.base_model, model_name=engine.base_model
-                )
-            else:
-                serving.remove_replica(session, url=engine.url)
-        engine.registered = registered
-
-    def _forget_replicas(self) -> None:
-        """The home is ours alone: whatever is registered belongs to processes that are gone."""
-        with self._sessions.begin() as session:
-            for replica in serving.replicas(session):
-                serving.remove_replica(session, url=replica.url)
 
 
 def bind(port: int) -> socket.socket:

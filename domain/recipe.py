@@ -1,6 +1,7 @@
 """Every training knob, serialisable and stored with the version it made."""
 
 import re
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -210,3 +211,15 @@ class Recipe(BaseModel):
     def default_for(cls, parameter_count: int) -> "Recipe":
         """The recipe an update gets when it names none; `parameter_count` is the base model's."""
         return cls.small_model() if parameter_count < 1_000_000_000 else cls.paper()
+
+    @classmethod
+    def completed(cls, given: Mapping[str, object], parameter_count: int) -> "Recipe":
+        """`given` fields, and the default for a base model of that size in all others.
+
+        All weights train at a tenth of an adapter's learning rate, as in the paper, unless one is given.
+        Raises pydantic's ValidationError.
+        """
+        recipe = cls.model_validate(cls.default_for(parameter_count).model_dump() | dict(given))
+        if recipe.version_kind == "full" and "learning_rate" not in given:
+            recipe = recipe.model_copy(update={"learning_rate": recipe.learning_rate / 10})
+        return recipe

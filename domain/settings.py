@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     """A trainer that reports nothing for so long hangs: it is killed, and the update tried again."""
     trainer_sharded: bool = False
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
+    max_engines: int = Field(default=4, ge=1)
+    """Engine processes of `ratchet up` at a time: one for each base model in use, and one for each full
+    version that is served or measured."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)
     engine_connect_seconds: float = Field(default=5.0, gt=0)
     engine_first_byte_seconds: float = Field(default=120.0, gt=0)

@@ -48,6 +48,18 @@ class Manifest(BaseModel):
     files: list[ManifestFile]
 
 
+def is_companion(file_name: str) -> bool:
+    """Whether a whole model's folder holds this file for the engine to read besides the weights: its config,
+    tokenizer and chat template. Training changes none of them."""
+    if file_name == "manifest.json" or file_name.endswith(".index.json"):
+        return False
+    return file_name.endswith((".json", ".jinja")) or file_name in (
+        "tokenizer.model",
+        "merges.txt",
+        "vocab.txt",
+    )
+
+
 class WholeModel(BaseModel):
     """Weights that need an engine process of their own: a full version, or an update's candidate for one."""
 

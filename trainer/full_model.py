@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from domain.version import is_companion
 from trainer import distributed, sharding
 from trainer.model import Model, Role
 from trainer.sharding import Trunk
@@ -23,6 +25,7 @@ class FullModel(Model):
         tokenizer: PreTrainedTokenizerBase,
         compute: torch.dtype,
         stored: torch.dtype,
+        base_path: Path,
         frozen: Mapping[Role | None, PreTrainedModel],
         *,
         has_parent: bool,
@@ -30,11 +33,13 @@ class FullModel(Model):
     ) -> None:
         """`start`: the version the update starts from, in float32; it becomes the student.
 
-        Passes run in `compute`; the student is saved in `stored`. `frozen`: the models of the roles that
+        Passes run in `compute`; the student is saved in `stored`, with the config and tokenizer files of
+        `base_path`. `frozen`: the models of the roles that
         neither train nor average. `averaged`: whether there is a moving average.
         """
         super().__init__(tokenizer, start)
         self._stored = stored
+        self._base_path = base_path
         self._has_parent = has_parent
         average = copy.deepcopy(start) if averaged else None
         self._student = _Masters(start, compute, trained=True)
@@ -70,18 +75,20 @@ class FullModel(Model):
         return sharding.cut(whole, self._student.run[name]) if self.in_parts and whole.dim() else whole
 
     def save_student(self, folder: Path, base_model: str) -> None:
-        """Write a whole Hugging Face folder: weights, config, tokenizer, chat template."""
+        """Write a whole Hugging Face folder: weights, and the base's own config, tokenizer and chat template,
+        byte for byte, so that whoever serves it can see that nothing else changed."""
         state = {
             name: self.whole(name, part).to(self._stored) for name, part in self._student.weights.items()
         }
         if not distributed.is_first():
             return
-        causal = self._student.trunk.causal
-        causal.save_pretrained(folder, state_dict=state)
-        # save_pretrained notes the dtype that runs.
-        causal.config.dtype = self._stored
-        causal.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self._student.trunk.causal.save_pretrained(folder, state_dict=state)
+        for path in folder.iterdir():
+            if is_companion(path.name):
+                path.unlink()
+        for path in self._base_path.iterdir():
+            if path.is_file() and is_companion(path.name):
+                shutil.copyfile(path, folder / path.name)
         for path in folder.iterdir():
             with path.open("rb") as written:
                 os.fsync(written.fileno())

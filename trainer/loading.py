@@ -53,6 +53,7 @@ def load_model(base_path: Path, recipe: Recipe, parent: Path | None) -> Model:
         tokenizer,
         compute_dtype(),
         AutoConfig.from_pretrained(base_path).dtype or compute_dtype(),
+        base_path,
         frozen,
         has_parent=parent is not None,
         averaged=teacher == "ema",

@@ -6,7 +6,9 @@ from sqlalchemy.orm import Session
 
 from domain.measurement import GateRules
 from domain.recipe import Recipe
+from domain.version import Checkpoint
 from registry.assistants import get_assistant
+from registry.engines import checkpoint_of
 from registry.updates import Claim, get_update
 from registry.versions import get_version
 
@@ -27,6 +29,9 @@ class Brief:
     parent_number: int
     parent_manifest_sha256: str | None
     """None when the parent is the bare base model."""
+    parent_kind: str
+    checkpoint: Checkpoint | None
+    """The full version that the parent is or lies on; None where that is the base model itself."""
     base_id: str
     """The version v0."""
     published: str | None
@@ -38,6 +43,7 @@ def read_brief(session: Session, claim: Claim) -> Brief:
     assistant = get_assistant(session, claim.team_id, update.assistant_id)
     base = get_version(session, assistant, 0)
     parent = get_version(session, assistant, update.parent_version_id or base.id)
+    whole = checkpoint_of(session, parent)
     return Brief(
         update_id=update.id,
         team_id=claim.team_id,
@@ -51,6 +57,10 @@ def read_brief(session: Session, claim: Claim) -> Brief:
         parent_id=parent.id,
         parent_number=parent.number,
         parent_manifest_sha256=parent.manifest_sha256,
+        parent_kind=parent.kind,
+        checkpoint=None
+        if whole is None
+        else Checkpoint(version_id=whole.id, manifest_sha256=whole.manifest_sha256),
         base_id=base.id,
         published=update.version_id,
     )

@@ -1,4 +1,5 @@
-"""The evaluation stage: candidate, parent and base on the same engine, greedy, under private names.
+"""The evaluation stage: candidate, parent and base on engines of one make, greedy, adapters under private
+names and a candidate that is a whole model on an engine of its own.
 
 Measured are the taught skills, every earlier skill of the lineage that has held-out items, the general
 suite and the leak check; the base on the taught skills only. What the registry knows of parent and base is
@@ -36,8 +37,9 @@ from registry.versions import get_version, lineage
 from serving.validation import validate_adapter
 from worker.brief import Brief
 from worker.candidate_scores import CandidateScores
+from worker.evaluation_engines import Engines
 from worker.journal import Journal
-from worker.patient_engine import PatientEngine, PatientModel
+from worker.patient_engine import PatientModel
 
 PRIVATE = ("cand-", "parent-")
 """Beginnings of the names under which an evaluation loads adapters; an assistant's served name ends in
@@ -108,7 +110,7 @@ def _taught(
 
 
 class Evaluation:
-    """Measures the versions of one claim on one engine."""
+    """Measures the versions of one claim."""
 
     def __init__(
         self,
@@ -126,22 +128,33 @@ class Evaluation:
         self._benchmarks = load_general(settings.general_suite_dir)
         self._ordinary = load_ordinary(settings.general_suite_dir)
 
-    def run(self, engine: PatientEngine, candidate: Path, parent_adapter: Path | None) -> Scores:
-        """Raises EngineUnavailable, CorruptArtifact, Interrupted."""
+    def run(self, engines: Engines, candidate: Path, parent_adapter: Path | None) -> Scores:
+        """`parent_adapter` is None where the parent is a whole model.
+
+        Raises EngineUnavailable, CorruptArtifact, Interrupted.
+        """
         with self._sessions.begin() as session:
             plan = read_plan(session, self._brief)
         suites = [*plan.taught, *plan.earlier]
         mine = f"{self._claim.update_id}-{self._claim.fence}"
-        engine.unload(lambda model: model.startswith(PRIVATE) and self._claim.update_id in model)
-        if parent_adapter is None:
-            parent = self._measure("parent", plan.parent, engine.base(), suites, [])
-        else:
-            with engine.loaded(f"parent-{mine}", parent_adapter) as model:
-                parent = self._measure("parent", plan.parent, model, suites, plan.taught_before)
-            for suite in plan.taught:
-                self._measure_skill("base", plan.base, engine.base(), suite)
-        with engine.loaded(f"cand-{mine}", candidate) as model:
-            measured = self._measure("candidate", None, model, suites, plan.taught_after)
+        full = self._brief.recipe.version_kind == "full"
+        with engines.of_parent() as engine:
+            engine.unload(lambda model: model.startswith(PRIVATE) and self._claim.update_id in model)
+            if parent_adapter is None:
+                parent = self._measure("parent", plan.parent, engine.base(), suites, plan.taught_before)
+            else:
+                with engine.loaded(f"parent-{mine}", parent_adapter) as model:
+                    parent = self._measure("parent", plan.parent, model, suites, plan.taught_before)
+            if not full:
+                with engine.loaded(f"cand-{mine}", candidate) as model:
+                    measured = self._measure("candidate", None, model, suites, plan.taught_after)
+        if full:
+            with engines.of_candidate(candidate) as model:
+                measured = self._measure("candidate", None, model, suites, plan.taught_after)
+        if plan.parent.id != plan.base.id:
+            with engines.of_base() as engine:
+                for suite in plan.taught:
+                    self._measure_skill("base", plan.base, engine.base(), suite)
         return Scores(measured, parent, [suite.skill.name for suite in plan.earlier])
 
     def _measure(

@@ -44,7 +44,8 @@ class PatientEngine:
         *,
         scores_prompts: bool,
     ) -> None:
-        """Without `scores_prompts`, asking for a prompt's likelihood could end the engine, and is refused."""
+        """`base_model`: what the engine runs, a base model's name or a whole model's id. Without
+        `scores_prompts`, asking for a prompt's likelihood could end the engine, and is refused."""
         self.scores_prompts = scores_prompts
         self._sessions = sessions
         self._base_model = base_model

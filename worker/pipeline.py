@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -33,20 +34,23 @@ from evaluation.gate import decide
 from registry import aliases, assistants, serving, updates, versions
 from registry.claims import Claim, Patience
 from registry.session import make_engine, make_sessions
+from serving.checkpoint_validation import validate_checkpoint
 from worker import shutdown
 from worker.brief import Brief, read_brief
 from worker.evaluating import Evaluation, Scores, check_candidate
+from worker.evaluation_engines import Engines
 from worker.job import build_job, prepare_job
 from worker.journal import Journal
 from worker.lease import Interrupted, Lease, Stop
 from worker.leftovers import remove_files, remove_leftovers, remove_unfinished
-from worker.patient_engine import PatientEngine
 from worker.setbacks import Failure, understand
 from worker.training import train
 
 logger = logging.getLogger(__name__)
 
 SERVING_PATIENCE_SECONDS = 60.0
+ENGINE_START_PATIENCE_SECONDS = 600.0
+"""A full version has to start an engine first."""
 SERVING_POLL_SECONDS = 0.25
 
 
@@ -113,6 +117,16 @@ class Pipeline:
             logger.warning("%s is another worker's now", update_id)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What the trainer starts from."""
+
+    base: Path
+    """A whole model: what the trainer calls the base."""
+    parent: Path | None
+    """An adapter on it, or with full training another whole model; None: the base."""
+
+
 class Story:
     """One claim's work on one update."""
 
@@ -153,7 +167,7 @@ class Story:
                 self._finish(Status.FAILED, failure)
 
     def _train(self, brief: Brief) -> Path:
-        """The candidate's adapter folder, whole."""
+        """The candidate's folder, whole."""
         candidate = self._folder / "candidate"
         if candidate.is_dir():
             return candidate
@@ -165,11 +179,12 @@ class Story:
             with self._sessions.begin() as session:
                 return build_job(session, brief)
 
+        start = self._start(brief)
         job_file = prepare_job(
             self._folder,
             build,
-            base=self._base(brief),
-            parent_adapter=self._parent_adapter(brief),
+            base=start.base,
+            parent_adapter=start.parent,
             output=output,
         )
         failpoint("worker.job_written")
@@ -189,16 +204,21 @@ class Story:
 
     def _evaluate(self, brief: Brief, candidate: Path) -> Scores:
         self._journal.enter(Phase.EVALUATING)
-        check_candidate(candidate, self._base(brief), brief.base_model, self._settings.adapter_rank_limit)
+        if brief.recipe.version_kind == "full":
+            validate_checkpoint(candidate, self._base(brief))
+        else:
+            limit = self._settings.adapter_rank_limit
+            check_candidate(candidate, self._base(brief), brief.base_model, limit)
         evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
-        with PatientEngine(
+        engines = Engines(
             self._sessions,
-            brief.base_model,
+            self._claim,
+            brief,
             self._lease,
             self._journal,
             scores_prompts=self._settings.scores_prompts,
-        ) as engine:
-            return evaluation.run(engine, candidate, self._parent_adapter(brief))
+        )
+        return evaluation.run(engines, candidate, self._parent_adapter(brief))
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:
         self._journal.enter(Phase.GATING)
@@ -223,6 +243,7 @@ class Story:
             kind=brief.recipe.version_kind,
             base_model=brief.base_model,
             update_id=brief.update_id,
+            checkpoint=brief.checkpoint if brief.recipe.version_kind == "adapter" else None,
         )
         failpoint("worker.files_published")
         with self._sessions.begin() as session:
@@ -247,6 +268,8 @@ class Story:
     def _serve(self, brief: Brief, version_id: str) -> None:
         """Wait until the version answers for the champion; a version that is not champion is not awaited."""
         began = time.monotonic()
+        full = brief.recipe.version_kind == "full"
+        patience = ENGINE_START_PATIENCE_SECONDS if full else SERVING_PATIENCE_SECONDS
         while True:
             with self._sessions.begin() as session:
                 assistant = assistants.get_assistant(session, brief.team_id, brief.assistant_id)
@@ -262,10 +285,10 @@ class Story:
                     f"Serving after {seconds:.1f} s.", data={"served": version_id, "swap_seconds": seconds}
                 )
                 return
-            if time.monotonic() - began > SERVING_PATIENCE_SECONDS:
+            if time.monotonic() - began > patience:
                 reason = (state.error if state is not None else None) or "no inference engine reported it"
                 self._journal.tell(
-                    f"Published, but not serving after {SERVING_PATIENCE_SECONDS:.0f} s: {reason}",
+                    f"Published, but not serving after {patience:.0f} s: {reason}",
                     level="warning",
                     data={"version": version_id},
                 )
@@ -312,8 +335,22 @@ class Story:
     def _base(self, brief: Brief) -> Path:
         return base_models.resolve(brief.base_model, self._settings.cache_dir).path
 
+    def _start(self, brief: Brief) -> Start:
+        """An adapter trains on the whole model that its parent is or lies on, which then is its base; a full
+        version from a full one keeps the assistant's own. Raises CorruptArtifact."""
+        if brief.checkpoint is None:
+            return Start(self._base(brief), self._parent_adapter(brief))
+        checkpoint = self._verified(brief.checkpoint.version_id, brief.checkpoint.manifest_sha256)
+        if brief.parent_kind == "full" and brief.recipe.version_kind == "full":
+            return Start(self._base(brief), checkpoint)
+        return Start(checkpoint, self._parent_adapter(brief))
+
     def _parent_adapter(self, brief: Brief) -> Path | None:
-        """None when the parent is the bare base model. Raises CorruptArtifact."""
-        if brief.parent_manifest_sha256 is None:
+        """None when the parent is a whole model. Raises CorruptArtifact."""
+        if brief.parent_kind != "adapter" or brief.parent_manifest_sha256 is None:
             return None
-        return self._pipeline.store.verify(brief.parent_id, brief.parent_manifest_sha256)
+        return self._verified(brief.parent_id, brief.parent_manifest_sha256)
+
+    def _verified(self, version_id: str, manifest_sha256: str) -> Path:
+        """With the parent, which retention keeps for as long as the update is not finished."""
+        return self._pipeline.store.verify(version_id, manifest_sha256)

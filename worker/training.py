@@ -20,7 +20,7 @@ def train(
     lease: Lease,
     journal: Journal,
 ) -> None:
-    """Fill `output` with the candidate's adapter.
+    """Fill `output` with the candidate.
 
     Raises Interrupted when the lease says so, TrainingRefused, TrainingFailed; a trainer that somebody
     else stopped or killed (as the kernel does when memory runs out) is a failure that may pass.

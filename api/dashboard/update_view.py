@@ -62,7 +62,8 @@ def update_card(
         id=update.id,
         url=update_url(assistant, update.id),
         skills=[str(skill) for skill in update.skills],
-        method=f"{recipe.method.upper()}, LoRA rank {recipe.lora_rank}",
+        method=f"{recipe.method.upper()}, "
+        + (f"LoRA rank {recipe.lora_rank}" if recipe.lora_rank else "all weights"),
         status=Pill(status.value, STATUS_TONES[status]),
         verdict=_verdict_pill(verdict) if verdict is not None else None,
         parent=parent,

@@ -37,7 +37,7 @@ def create_job(body: NewJob, context: Ctx, team_id: Team, creation: Creating) ->
     if stored is not None:
         return stored
     taught = fine_tuning_model.find(context, team_id, body.model, body.suffix)
-    recipe = body.recipe(taught.parameter_count, context.settings.adapter_rank_limit)
+    recipe = body.recipe(context.settings, taught.parameter_count)
     grader = body.grader()
     data = fine_tuning_data.read(context, team_id, taught, body.training_file, body.validation_file)
     skill_name = body.skill(data.training.filename, suffix_is_assistant=taught.is_new)

@@ -18,6 +18,7 @@ from api.routes.assistants import VersionNames
 from domain.errors import InvalidInput
 from domain.measurement import GateRules
 from domain.recipe import Recipe
+from domain.settings import Settings
 from domain.update import Publish
 from registry import assistants, updates
 from registry.tables import Assistant, Update
@@ -46,9 +47,7 @@ def create_update(
             session,
             owner,
             skills=body.skills,
-            recipe=recipe_for(
-                owner.parameter_count, body.recipe, max_rank=context.settings.adapter_rank_limit
-            ),
+            recipe=recipe_for(context.settings, owner.parameter_count, body.recipe),
             gate=body.gate,
             publish=body.publish,
             actor=ACTOR,
@@ -139,30 +138,34 @@ def _update_reply(names: VersionNames, assistant: Assistant, update: Update) -> 
 
 
 def recipe_for(
-    parameter_count: int, given: dict[str, JsonValue], *, max_rank: int | None, under: str = "recipe"
+    settings: Settings, parameter_count: int, given: dict[str, JsonValue], *, under: str = "recipe"
 ) -> Recipe:
     """The default of a base model of that size with what is `given` in the request's field `under`.
 
-    Raises InvalidInput naming the field, also when the engine, which takes adapters up to `max_rank`, could
-    not serve what the recipe trains.
+    Raises InvalidInput naming the field, also when no engine here could serve what the recipe trains.
     """
-    default = Recipe.default_for(parameter_count)
     try:
-        recipe = Recipe.model_validate({**default.model_dump(), **given})
+        recipe = Recipe.completed(given, parameter_count)
     except ValidationError as error:
         raise invalid_input(error, under=under) from error
-    if recipe.version_kind == "full":
+    _require_servable(settings, recipe, param=f"{under}.lora_rank")
+    return recipe
+
+
+def _require_servable(settings: Settings, recipe: Recipe, *, param: str) -> None:
+    """Raises InvalidInput for a recipe whose version no engine here could serve."""
+    if recipe.version_kind == "full" and settings.engine_urls:
         raise InvalidInput(
-            f"{under}.lora_rank: 0 trains every weight, and the inference engine serves adapters only. Use 1 "
-            "or more; `ratchet train` takes 0.",
-            param=f"{under}.lora_rank",
+            f"{param}: 0 makes a whole model, which needs an engine started for it, and those at "
+            "RATCHET_ENGINE_URL are not Ratchet's to start. Use 1 or more, or let `ratchet up` run engines.",
+            param=param,
             code="full_version_not_servable",
         )
+    max_rank = settings.adapter_rank_limit
     if max_rank is not None and recipe.lora_rank > max_rank:
         raise InvalidInput(
-            f"{under}.lora_rank: {recipe.lora_rank} is above the {max_rank} that the inference engine serves "
+            f"{param}: {recipe.lora_rank} is above the {max_rank} that the inference engine serves "
             "(RATCHET_ENGINE_MAX_RANK).",
-            param=f"{under}.lora_rank",
+            param=param,
             code="rank_not_servable",
         )
-    return recipe

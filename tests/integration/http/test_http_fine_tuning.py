@@ -364,12 +364,7 @@ def test_a_base_model_with_a_suffix_becomes_an_assistant(
             "invalid_input",
         ),
         ({"hyperparameters": {"epochs": 1}}, 400, "hyperparameters.epochs", "invalid_input"),
-        (
-            {"hyperparameters": {"lora_rank": 0}},
-            400,
-            "hyperparameters.lora_rank",
-            "full_version_not_servable",
-        ),
+        ({"hyperparameters": {"lora_rank": -1}}, 400, "hyperparameters.lora_rank", "invalid_input"),
         ({"metadata": {"grader": "taste"}}, 400, "metadata.grader", "invalid_input"),
         ({"metadata": {"skill": "a b"}}, 400, "metadata.skill", "invalid_input"),
     ],

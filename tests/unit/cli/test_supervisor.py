@@ -182,6 +182,27 @@ def test_stop_is_in_reverse_order_and_kills_what_does_not_listen(
     assert 0.5 <= time.monotonic() - started < 5
 
 
+def test_a_retired_child_ends_without_being_waited_for_and_is_not_started_again(
+    supervisor: Supervisor,
+) -> None:
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(600)"
+    child = supervisor.add(python("deaf", deaf, stop_seconds=0.5))
+    until(lambda: "up" in child.tail)
+    assert child.process is not None
+    pid, started = child.process.pid, time.monotonic()
+    supervisor.retire(child)
+    assert time.monotonic() - started < 0.4
+    assert supervisor.poll() == []
+    assert is_running(pid)
+
+    def ended() -> bool:
+        assert supervisor.poll() == []
+        return not is_running(pid)
+
+    until(ended)
+    assert time.monotonic() - started >= 0.5
+
+
 def test_hurry_kills_at_once(supervisor: Supervisor) -> None:
     child = supervisor.add(
         python(

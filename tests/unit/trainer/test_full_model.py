@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from artifacts.store import ArtifactStore
 from domain.errors import TrainingRefused
 from domain.recipe import Recipe
+from serving.checkpoint_validation import validate_checkpoint
 from tests.unit.trainer.conftest import RECIPE, tiny_tokenizer
 from trainer.loading import load_model
 from trainer.model import Model, Role
@@ -188,7 +189,11 @@ def test_a_version_is_a_whole_folder_without_pickle(base_folder: Path, tmp_path:
     model.save_student(tmp_path / "v1", "tiny")
     names = {path.name for path in (tmp_path / "v1").iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert names == {path.name for path in base_folder.iterdir()}
     assert all(Path(name).suffix in {".safetensors", ".json", ".jinja"} for name in names)
+    for name in names - {"model.safetensors"}:
+        assert (tmp_path / "v1" / name).read_bytes() == (base_folder / name).read_bytes()
+    validate_checkpoint(tmp_path / "v1", base_folder)
     torch.testing.assert_close(reference(tmp_path / "v1"), states(model, "student"), rtol=1e-5, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "v1")
     assert tokenizer.chat_template == tiny_tokenizer().chat_template

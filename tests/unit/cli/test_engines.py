@@ -1,0 +1,160 @@
+"""The supervisor's engines, with a process of a few lines in place of each."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli import components
+from cli.components import Engine
+from cli.engines import Engines
+from cli.supervisor import Supervisor
+from domain.settings import Settings
+from domain.version import WholeModel
+from registry import aliases, engines, serving
+from registry.session import upgrade
+from registry.tables import Assistant, Version
+from tests.unit.registry.steps import Ledger, lines
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_POST = do_GET
+    def log_message(self, *_):
+        pass
+print("serving", sys.argv[2:], flush=True)
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+class World:
+    def __init__(self, home: Path, max_engines: int) -> None:
+        self.home = home
+        url = f"sqlite:///{home / 'ratchet.db'}"
+        upgrade(url)
+        self.ledger = Ledger(url)
+        self.supervisor = Supervisor(home / "logs")
+        settings = Settings(home=home, max_engines=max_engines)
+        self.engines = Engines(settings, self.supervisor, self.ledger.engine)
+
+    def full_version(self) -> tuple[Assistant, Version]:
+        """v1 of a new assistant on the base model `tiny`; it is champion."""
+        assistant = self.ledger.assistant()
+        skill = self.ledger.skill(assistant)
+        return assistant, self.ledger.learn(assistant, skill, lines(0, 2), kind="full")
+
+    def point(self, assistant: Assistant, number: int) -> None:
+        version = self.ledger.version(assistant, number)
+        with self.ledger.begin() as session:
+            aliases.move_alias(
+                session,
+                assistant,
+                "champion",
+                version,
+                kind="promote",
+                reason="",
+                actor="u",
+                expected_revision=None,
+            )
+
+    def replicas(self) -> dict[str, str]:
+        """What runs -> where."""
+        with self.ledger.begin() as session:
+            return {replica.base_model: replica.url for replica in serving.replicas(session)}
+
+    def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it never came to this"
+            self.engines.watch(self.supervisor.poll())
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+    def command(engine: Engine) -> list[str]:
+        port = components.free_port()
+        engine.url = f"http://127.0.0.1:{port}"
+        return [sys.executable, "-c", SERVER, str(port), engine.runs]
+
+    monkeypatch.setattr(Engine, "_command", command)
+    monkeypatch.setattr("cli.engines.WATCH_SECONDS", 0.05)
+    made = World(tmp_path, getattr(request, "param", 4))
+    yield made
+    made.supervisor.stop(lambda: True)
+    made.ledger.engine.dispose()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_full_version_gets_an_engine_of_its_own_for_as_long_as_it_is_needed(world: World) -> None:
+    assistant, full = world.full_version()
+    world.engines.start_base("tiny")
+    world.until(lambda: set(world.replicas()) == {"tiny", full.id})
+    with world.ledger.begin() as session:
+        [own] = [one for one in serving.replicas(session) if one.base_model == full.id]
+    assert own.model_name == full.served_name
+    assert answers(own.url)
+    world.point(assistant, 0)
+    world.until(lambda: set(world.replicas()) == {"tiny"} and not answers(own.url))
+    assert answers(world.replicas()["tiny"])
+
+
+def test_one_that_is_killed_is_no_replica_until_it_answers_again(world: World) -> None:
+    _, full = world.full_version()
+    world.engines.start_base("tiny")
+    world.until(lambda: full.id in world.replicas())
+    first = world.replicas()[full.id]
+    with world.ledger.begin() as session:
+        engines.demand_serving(session, [full.id], 60)
+    [(_, child)] = [pair for runs, pair in world.engines._running.items() if runs == full.id]
+    assert child.process is not None
+    child.process.kill()
+    world.until(lambda: full.id not in world.replicas())
+    with world.ledger.begin() as session:
+        problem = engines.problem(session, full.id)
+    assert problem == f"its engine ended: serving ['{full.id}']"
+    world.until(lambda: full.id in world.replicas())
+    assert world.replicas()[full.id] != first
+    with world.ledger.begin() as session:
+        assert engines.problem(session, full.id) is None
+
+
+@pytest.mark.parametrize("world", [1], indirect=True)
+def test_above_the_limit_it_is_not_started_and_says_so(world: World) -> None:
+    _, full = world.full_version()
+    world.engines.start_base("tiny")
+    with world.ledger.begin() as session:
+        engines.demand_serving(session, [full.id], 60)
+
+    def told() -> str | None:
+        with world.ledger.begin() as session:
+            return engines.problem(session, full.id)
+
+    world.until(lambda: told() is not None)
+    assert told() == "RATCHET_MAX_ENGINES allows 1 engines, and as many run."
+    world.until(lambda: "tiny" in world.replicas())
+    assert set(world.replicas()) == {"tiny"}
+
+
+def test_an_engine_is_told_what_to_run_instead_of_its_base(tmp_path: Path) -> None:
+    whole = WholeModel(
+        id="ver_1", served_name="a-v1-00000000", base_model="tiny", manifest_sha256="0" * 64, folder=None
+    )
+    engine = Engine(Settings(home=tmp_path), "tiny", "engine-a-v1-00000000", whole)
+    command = engine.component.command()
+    assert command[3] == "tiny"
+    assert WholeModel.model_validate_json(command[-1]) == whole
+    assert (engine.runs, engine.served_name) == ("ver_1", "a-v1-00000000")
