@@ -17,6 +17,8 @@ from serving.validation import Tensor, read_header
 INDEX = "model.safetensors.index.json"
 CHUNK = 1 << 22
 """Values checked at a time: bounds the memory of the finite test."""
+_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}
+"""numpy's name of an unsigned number of that width, and the bits of its exponent."""
 _WEIGHTS = "model*.safetensors"
 _TIED = "lm_head.weight"
 _COMPUTED = ".rotary_emb.inv_freq"
@@ -87,9 +89,7 @@ def _weights(folder: Path, *, values: bool) -> dict[str, Tensor]:
 
 def _finite(data: mmap.mmap, tensor: Tensor) -> bool:
     """Whether no value of the tensor is NaN or infinite."""
-    width, exponent = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}[
-        tensor.dtype
-    ]
+    width, exponent = _EXPONENTS[tensor.dtype]
     size = np.dtype(width).itemsize
     for start in range(tensor.start, tensor.stop, CHUNK * size):
         # Copied, since arrays over the map itself would keep it from closing. An exponent of all ones is

@@ -152,7 +152,7 @@ def test_a_rollback_to_the_champion_itself_is_refused(api: TestClient) -> None:
         ({"skills": []}, "skills"),
         ({"recipe": {"learning_rate": -1}}, "recipe.learning_rate"),
         ({"recipe": {"learn_rate": 1e-3}}, "recipe.learn_rate"),
-        ({"recipe": {"lora_rank": 0}}, "recipe.lora_rank"),
+        ({"recipe": {"lora_rank": -1}}, "recipe.lora_rank"),
         ({"gate": {"min_gain": 7}}, "gate.min_gain"),
         ({"gate": {"mingain": 0.1}}, "gate.mingain"),
         ({"publish": "maybe"}, "publish"),

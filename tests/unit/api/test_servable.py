@@ -1,0 +1,26 @@
+"""Which recipes are refused because no engine could serve what they train."""
+
+from pathlib import Path
+
+import pytest
+
+from api.routes.updates import require_servable
+from domain.errors import InvalidInput
+from domain.recipe import Recipe
+from domain.settings import Settings
+
+
+def test_a_full_version_needs_engines_that_ratchet_starts(tmp_path: Path) -> None:
+    require_servable(Settings(home=tmp_path), Recipe(lora_rank=0), param="recipe.lora_rank")
+    external = Settings(home=tmp_path, engine_url="http://engine:8000")
+    with pytest.raises(InvalidInput, match=r"not Ratchet's to start") as refused:
+        require_servable(external, Recipe(lora_rank=0), param="recipe.lora_rank")
+    assert (refused.value.code, refused.value.param) == ("full_version_not_servable", "recipe.lora_rank")
+    require_servable(external, Recipe(lora_rank=16), param="recipe.lora_rank")
+
+
+def test_all_weights_train_at_a_tenth_of_an_adapter_s_rate_unless_one_is_given() -> None:
+    assert Recipe.completed({"lora_rank": 0}, 135_000_000).learning_rate == pytest.approx(1.5e-4)
+    assert Recipe.completed({"lora_rank": 0}, 7_000_000_000).learning_rate == pytest.approx(2e-5)
+    assert Recipe.completed({"lora_rank": 0, "learning_rate": 1e-3}, 7_000_000_000).learning_rate == 1e-3
+    assert Recipe.completed({}, 135_000_000) == Recipe.small_model()
