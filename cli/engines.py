@@ -3,15 +3,13 @@ candidate for one, that somebody needs (registry/engines.py)."""
 
 import time
 
-from sqlalchemy import Engine as Database
-
 from artifacts.base_models import BUILT_IN
 from cli.components import Engine
 from cli.supervisor import Child, Supervisor, say
 from domain.settings import Settings
 from domain.version import WholeModel
 from registry import engines, serving
-from registry.session import make_reading_sessions, make_sessions
+from registry.session import make_engine, make_reading_sessions, make_sessions
 
 BUILT_IN_MODEL = next(iter(BUILT_IN))
 START_CRASHES = 4
@@ -22,9 +20,10 @@ WATCH_SECONDS = 1.0
 class Engines:
     """Keeps the running engines and the registered replicas equal to what is needed. Main thread only."""
 
-    def __init__(self, settings: Settings, supervisor: Supervisor, database: Database) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
         self._settings = settings
         self._supervisor = supervisor
+        database = make_engine(settings.resolved_database_url)
         self._sessions = make_sessions(database)
         self._reads = make_reading_sessions(database)
         self._running: dict[str, tuple[Engine, Child]] = {}

@@ -14,7 +14,7 @@ from cli.errors import CliError
 from cli.home import HomeLock, socket_path
 from cli.supervisor import Child, StopRequest, Supervisor, say
 from domain.settings import Settings
-from registry.session import make_engine, upgrade
+from registry.session import upgrade
 
 START_SECONDS = 1800.0
 """Upper bound of a first start, which may download and convert a base model."""
@@ -33,8 +33,7 @@ class Stack:
         self._listener = listener
         self._stopping = stopping
         self._supervisor = Supervisor(settings.home / "logs")
-        database = make_engine(settings.resolved_database_url)
-        self._engines = Engines(settings, self._supervisor, database)
+        self._engines = Engines(settings, self._supervisor)
 
     @property
     def url(self) -> str:

@@ -4,19 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from api.routes.updates import require_servable
+from api.routes.updates import recipe_for
 from domain.errors import InvalidInput
 from domain.recipe import Recipe
 from domain.settings import Settings
 
 
 def test_a_full_version_needs_engines_that_ratchet_starts(tmp_path: Path) -> None:
-    require_servable(Settings(home=tmp_path), Recipe(lora_rank=0), param="recipe.lora_rank")
+    own = recipe_for(Settings(home=tmp_path), 7_000_000_000, {"lora_rank": 0})
+    assert own.version_kind == "full"
     external = Settings(home=tmp_path, engine_url="http://engine:8000")
     with pytest.raises(InvalidInput, match=r"not Ratchet's to start") as refused:
-        require_servable(external, Recipe(lora_rank=0), param="recipe.lora_rank")
+        recipe_for(external, 7_000_000_000, {"lora_rank": 0})
     assert (refused.value.code, refused.value.param) == ("full_version_not_servable", "recipe.lora_rank")
-    require_servable(external, Recipe(lora_rank=16), param="recipe.lora_rank")
+    assert recipe_for(external, 7_000_000_000, {"lora_rank": 16}).version_kind == "adapter"
 
 
 def test_all_weights_train_at_a_tenth_of_an_adapter_s_rate_unless_one_is_given() -> None:

@@ -42,7 +42,7 @@ class World:
         self.ledger = Ledger(url)
         self.supervisor = Supervisor(home / "logs")
         settings = Settings(home=home, max_engines=max_engines)
-        self.engines = Engines(settings, self.supervisor, self.ledger.engine)
+        self.engines = Engines(settings, self.supervisor)
 
     def full_version(self) -> tuple[Assistant, Version]:
         """v1 of a new assistant on the base model `tiny`; it is champion."""
