@@ -66,6 +66,8 @@ class SamplingFields(BaseModel):
     n: int = Field(default=1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    """Adds `token_ids` to each choice, the token that ended it included, and `prompt_token_ids`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,10 @@ def usage(sequences: list[Sequence], choices_per_prompt: int) -> Json:
 class ChatReply:
     """Replies to one chat request."""
 
-    def __init__(self, model: str, texts: TokenTexts, *, logprobs: bool) -> None:
+    def __init__(
+        self, model: str, texts: TokenTexts, *, logprobs: bool, token_ids_of: Prompt | None = None
+    ) -> None:
+        """`token_ids_of`: the prompt, where the request wants token ids beside the text."""
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -35,6 +38,7 @@ class ChatReply:
         }
         self._texts = texts
         self._logprobs = logprobs
+        self._prompt = token_ids_of
 
     def whole(self, outputs: list[Output], used: Json) -> Json:
         choices = [
@@ -44,21 +48,31 @@ class ChatReply:
                 "logprobs": self._scores(output.logprobs),
                 "finish_reason": output.finish_reason,
                 "stop_reason": output.stop_reason,
+                **self._token_ids(output),
             }
             for output in outputs
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": used}
+        reply = {**self._head, "object": "chat.completion", "choices": choices, "usage": used}
+        if self._prompt is not None:
+            reply["prompt_token_ids"] = self._prompt.ids
+        return reply
 
     def opening(self, index: int) -> Iterator[Json]:
-        yield self._chunk(index, {"role": "assistant", "content": ""}, None)
+        chunk = self._chunk(index, {"role": "assistant", "content": ""}, None)
+        if self._prompt is not None:
+            chunk["prompt_token_ids"] = self._prompt.ids
+        yield chunk
 
     def chunks(self, output: Output) -> Iterator[Json]:
-        scores = self._scores(output.logprobs)
+        scores, tokens = self._scores(output.logprobs), self._token_ids(output)
         if output.text:
-            yield self._chunk(output.index, {"content": output.text}, scores)
-            scores = None
+            chunk = self._chunk(output.index, {"content": output.text}, scores)
+            chunk["choices"][0] |= tokens
+            yield chunk
+            scores, tokens = None, {}
         if output.finish_reason is not None:
             closing = self._chunk(output.index, {}, scores)
+            closing["choices"][0] |= tokens
             closing["choices"][0]["finish_reason"] = output.finish_reason
             closing["choices"][0]["stop_reason"] = output.stop_reason
             yield closing
@@ -69,6 +83,9 @@ class ChatReply:
     def _chunk(self, index: int, delta: Json, scores: Json | None) -> Json:
         choice = {"index": index, "delta": delta, "logprobs": scores, "finish_reason": None}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _token_ids(self, output: Output) -> Json:
+        return {} if self._prompt is None else {"token_ids": output.tokens}
 
     def _scores(self, logprobs: list[TokenLogprob]) -> Json | None:
         if not self._logprobs:
@@ -96,6 +113,7 @@ class CompletionReply:
         sequences: list[Sequence],
         choices_per_prompt: int,
         echo: bool,
+        token_ids: bool,
     ) -> None:
         self._head = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -107,6 +125,7 @@ class CompletionReply:
         self._sequences = sequences
         self._prompts = [prompts[i // choices_per_prompt] for i in range(len(sequences))]
         self._echo = echo
+        self._token_ids = token_ids
         self._unopened = set(range(len(sequences)))
         self._written = [len(prompt.text) if echo else 0 for prompt in self._prompts]
         """Characters before the next token, per choice: where its text_offset is."""
@@ -129,13 +148,18 @@ class CompletionReply:
         self._unopened.discard(output.index)
         echoed = self._echo and first
         text = self._prompts[output.index].text + output.text if echoed else output.text
-        return {
+        choice: Json = {
             "index": output.index,
             "text": text,
             "logprobs": self._scores(output, echoed),
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
+        if self._token_ids:
+            choice["token_ids"] = output.tokens
+            if first:
+                choice["prompt_token_ids"] = self._prompts[output.index].ids
+        return choice
 
     def _scores(self, output: Output, echoed: bool) -> Json | None:
         sequence = self._sequences[output.index]

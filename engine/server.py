@@ -87,7 +87,12 @@ def create_app(engine: Engine) -> FastAPI:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             score_prompt=False,
         )
-        reply = ChatReply(body.model, engine.texts, logprobs=bool(body.logprobs))
+        reply = ChatReply(
+            body.model,
+            engine.texts,
+            logprobs=bool(body.logprobs),
+            token_ids_of=prompt if body.return_token_ids else None,
+        )
         return await _respond(body, request, inbox, sequences, reply)
 
     @app.post("/v1/completions")
@@ -115,6 +120,7 @@ def create_app(engine: Engine) -> FastAPI:
             sequences=sequences,
             choices_per_prompt=body.n,
             echo=body.echo,
+            token_ids=bool(body.return_token_ids),
         )
         return await _respond(body, request, inbox, sequences, reply)
 

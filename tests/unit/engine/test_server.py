@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,38 @@ def test_prompt_forms(client: openai.OpenAI, tokenizer: PreTrainedTokenizerBase)
     assert "".join(chunk.choices[0].text for chunk in streamed) == "the one" + answers[0]
     default = client.completions.create(model="tiny", prompt="x", extra_body={"ignore_eos": True})
     assert default.usage.completion_tokens == 16
+
+
+def test_token_ids_beside_the_text(
+    client: openai.OpenAI, reference: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The ids of transformers' own greedy answers, the stop token included; deltas of a stream add up."""
+    prompts = [list(tokenizer(text).input_ids) for text in ("the one", "other")]
+    wanted = []
+    for ids in prompts:
+        made = reference.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False)
+        wanted.append(made[0, len(ids) :].tolist())
+    body: dict[str, Any] = {"extra_body": {"return_token_ids": True}}
+    reply = complete(client, prompts, **body)
+    assert [choice.token_ids for choice in reply.choices] == wanted
+    assert [choice.prompt_token_ids for choice in reply.choices] == prompts
+    last = wanted[0][-1]
+    stopped = complete(client, prompts[0], extra_body={"return_token_ids": True, "stop_token_ids": [last]})
+    assert stopped.choices[0].token_ids == wanted[0][: wanted[0].index(last) + 1]
+    assert stopped.choices[0].finish_reason == "stop"
+    chunks = [chunk.choices[0] for chunk in complete(client, prompts[1], stream=True, **body)]
+    assert list(chain.from_iterable(chunk.token_ids for chunk in chunks)) == wanted[1]
+    assert chunks[0].prompt_token_ids == prompts[1]
+    assert not any("prompt_token_ids" in chunk.model_extra for chunk in chunks[1:])
+    assert "token_ids" not in complete(client, prompts[0]).choices[0].model_extra
+
+    chat = ask(client, **body)
+    assert chat.prompt_token_ids == chat_ids(tokenizer)
+    assert len(chat.choices[0].token_ids) == chat.usage.completion_tokens
+    streamed = list(ask(client, stream=True, **body))
+    assert streamed[0].prompt_token_ids == chat.prompt_token_ids
+    told = [getattr(chunk.choices[0], "token_ids", []) for chunk in streamed]
+    assert list(chain.from_iterable(told)) == chat.choices[0].token_ids
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
