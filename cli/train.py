@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
 from cli.client import Json
+from cli.errors import CliError
 from cli.output import AsJson, emit, err, fields
 from cli.preflight_report import render, render_finding
 from cli.progress import ProgressLine
@@ -23,6 +24,7 @@ from domain.recipe import Method
 from domain.skill import DEFAULT_HOLDOUT_FRACTION
 from domain.training import (
     CheckpointLine,
+    FailedLine,
     PreflightLine,
     RefusedLine,
     StepLine,
@@ -53,6 +55,15 @@ Rehearsal = Annotated[
     Path | None,
     typer.Option(help="JSONL with prompts to stay the same on; default: the built-in ordinary ones."),
 ]
+RolloutUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RATCHET_ROLLOUT_URL",
+        help="A running inference server of the base (vLLM, or the embedded engine) that draws the student's "
+        "answers; default: the trainer draws them.",
+        show_default=False,
+    ),
+]
 Parent = Annotated[Path | None, typer.Option(help="Folder of an earlier training to start from.")]
 
 
@@ -78,6 +89,7 @@ def train(
     holdout_fraction: HoldoutFraction = DEFAULT_HOLDOUT_FRACTION,
     rehearsal: Rehearsal = None,
     parent: Parent = None,
+    rollout_url: RolloutUrl = None,
     checkpoints: Annotated[
         Path | None, typer.Option(help="Default: OUT/checkpoints, removed when done.", show_default=False)
     ] = None,
@@ -91,7 +103,7 @@ def train(
     inputs = read_inputs(
         Options(
             base, demonstrations, method, recipe or [], settings or [], grader, holdout_fraction, rehearsal,
-            parent,
+            parent, rollout_url,
         )
     )  # fmt: skip
     output = OutputFolder(out, checkpoints, inputs)
@@ -123,7 +135,7 @@ def preflight(
     inputs = read_inputs(
         Options(
             base, demonstrations, method, recipe or [], settings or [], grader, holdout_fraction, rehearsal,
-            parent,
+            parent, None,
         )
     )  # fmt: skip
     reports: list[PreflightReport] = []
@@ -167,6 +179,8 @@ def _train(output: OutputFolder, inputs: Inputs, as_json: bool) -> TrainingRecor
         if isinstance(line, RefusedLine):
             refusals.append(line)
             return
+        if isinstance(line, FailedLine):
+            raise CliError(f"{line.message} The same command goes on from the last checkpoint.")
         if isinstance(line, CheckpointLine):
             checkpoint = line.step
         # A line of its own for what is said once; checkpoints come and go with the steps.

@@ -42,6 +42,7 @@ class Options:
     holdout_fraction: float
     rehearsal: Path | None
     parent: Path | None
+    rollout_url: str | None
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def read_inputs(options: Options) -> Inputs:
         recipe=_recipe(options, base),
         skills=[skill],
         rehearsal=rehearsal,
+        rollout_url=_rollout_url(options.rollout_url),
         checkpoint_dir="",
         output_dir="",
     )
@@ -211,6 +213,12 @@ def _parent(folder: Path | None) -> Path | None:
     if not any(folder.glob("*.safetensors")):
         raise CliError(f"--parent {folder} holds no trained model: no *.safetensors file is there")
     return folder.resolve()
+
+
+def _rollout_url(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise CliError(f"--rollout-url {url!r} is not a URL like http://127.0.0.1:8000")
+    return url or None
 
 
 def _run_id(parent: Path | None) -> str:

@@ -72,7 +72,8 @@ class Recipe(BaseModel):
     importance_clip: float | None = Field(
         default=None,
         ge=1,
-        description="weigh a sampled token by exp(log p now - log p when drawn), at most this; null: by 1",
+        description="weigh a sampled token by exp(log p now - log p when drawn), at most this; null: by 1, "
+        "or at most 2 where a rollout server drew it",
     )
     teacher: Teacher = "ema"
     teacher_update_rate: float = Field(default=0.02, ge=0, le=1)

@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(default=30.0, gt=0)
     """Before the second try of an update; doubled for each further one, up to ten minutes."""
     trainer_threads: int = Field(default_factory=half_the_cores, ge=1)
+    rollout_url: str | None = None
+    """A running inference server of the base model that draws answers for updates; default: the trainer."""
     trainer_processes: int = Field(default=1, ge=1)
     """That train together, one for each GPU; a CPU is used better by the threads of one."""
     trainer_silence_seconds: float = Field(default=1800.0, gt=0)

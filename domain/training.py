@@ -14,6 +14,9 @@ from domain.preflight import PreflightReport
 from domain.recipe import Recipe
 from domain.skill import Grader
 
+ROLLOUT_SERVER_AWAY = "rollout_server_away"
+"""Code of a failure that passes when the rollout server answers again."""
+
 
 class SkillToTeach(BaseModel):
     """The demonstrations of one skill in this update and its held-out items."""
@@ -27,7 +30,7 @@ class SkillToTeach(BaseModel):
 
 
 class TrainingJob(BaseModel):
-    """All that the trainer needs; it knows no database and no HTTP."""
+    """All that the trainer needs; it knows no database and none of our HTTP."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +44,9 @@ class TrainingJob(BaseModel):
     skills: list[SkillToTeach]
     rehearsal: list[list[Message]] = Field(default_factory=list)
     """General prompts and earlier skills' prompts, each a conversation ending with a user turn."""
+    rollout_url: str | None = None
+    """An inference server of the base model that draws the student's answers, vLLM or the embedded engine;
+    None: the trainer draws them itself. The server reads adapters from `checkpoint_dir`."""
     checkpoint_dir: str
     """The trainer resumes from the newest checkpoint here that verifies."""
     output_dir: str
@@ -50,8 +56,10 @@ class TrainingJob(BaseModel):
     def fingerprint(self) -> str:
         """sha256 over what decides the result: checkpoints of another recipe or other data don't count."""
         content = self.model_dump_json(
-            exclude={"checkpoint_dir", "output_dir", "base_path", "parent_adapter_path"}
+            exclude={"checkpoint_dir", "output_dir", "base_path", "parent_adapter_path", "rollout_url"}
         )
+        if self.rollout_url is not None:  # wherever the server is, another engine draws
+            content += "\nrollout server"
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -85,6 +93,15 @@ class StepLine(BaseModel):
     grad_norm: float
     learning_rate: float
     rollout_seconds: float
+    rollout_gap: float | None = None
+    """Mean |log p of the rollout server - log p of the trainer| of a token, nats; None in a step for which no
+    server drew."""
+    importance_mean: float | None = None
+    """Mean over drawn tokens of exp(log p now - log p when drawn), before it is clipped; None where the
+    recipe and the engine call for no importance weights."""
+    importance_max: float | None = None
+    importance_clipped: float | None = None
+    """Share of these tokens whose ratio was clipped."""
     teacher_seconds: float
     student_seconds: float
     eta_seconds: float
@@ -114,6 +131,14 @@ class DoneLine(BaseModel):
     seconds: float
 
 
+class FailedLine(BaseModel):
+    """What ended a trainer from outside and may pass: the next start goes on from the checkpoint."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+
+
 class RefusedLine(BaseModel):
     """Preflight found a reason not to train; the update fails with it, and retrying cannot help."""
 
@@ -124,7 +149,7 @@ class RefusedLine(BaseModel):
 
 
 TrainerLine = Annotated[
-    PreflightLine | StepLine | CheckpointLine | HoldoutLine | DoneLine | RefusedLine,
+    PreflightLine | StepLine | CheckpointLine | HoldoutLine | DoneLine | FailedLine | RefusedLine,
     Field(discriminator="type"),
 ]
 TRAINER_LINE: TypeAdapter[TrainerLine] = TypeAdapter(TrainerLine)
@@ -148,7 +173,7 @@ def describe(line: TrainerLine) -> str:
             )
         case DoneLine():
             return f"Trained {line.steps} steps in {line.seconds:.0f} s."
-        case RefusedLine():
+        case FailedLine() | RefusedLine():
             return line.message
         case _:
             assert_never(line)

@@ -1,1 +1,1 @@
-"""Self-distillation fine-tuning (SDFT) and its control; a process that knows no database and no HTTP."""
+"""Self-distillation fine-tuning (SDFT) and its controls; a process that knows no database, nor our HTTP."""

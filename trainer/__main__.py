@@ -1,9 +1,9 @@
 """`python -m trainer [--preflight] JOB.json`: JSON lines on standard output, logs on standard error.
 
 With `--preflight` nothing is trained: one `preflight` line, with the expected cost, and `refused` where
-training would be. Exit status: 0 after `done` or a report without errors; 65 after `refused`; 75 when
-stopped by SIGTERM with a checkpoint written, or when standard input closed; anything else is a failure that
-a retry may mend.
+training would be. Exit status: 0 after `done` or a report without errors; 65 after `refused`; 69 after
+`failed`; 75 when stopped by SIGTERM with a checkpoint written, or when standard input closed; anything else
+is a failure that a retry may mend.
 
 RATCHET_TRAINER_PROCESSES says how many processes train together, one for each GPU, and
 RATCHET_TRAINER_SHARDED=1 shares the weights out over them. So does `torchrun ... -m trainer JOB.json`, whose
@@ -16,9 +16,9 @@ import os
 import sys
 from pathlib import Path
 
-from domain.errors import TrainingRefused
+from domain.errors import TrainingFailed, TrainingRefused
 from domain.settings import Settings
-from domain.training import PreflightLine, RefusedLine, TrainerLine, TrainingJob
+from domain.training import FailedLine, PreflightLine, RefusedLine, TrainerLine, TrainingJob
 from trainer import distributed
 from trainer.dry_run import preflight
 from trainer.launch import launch
@@ -51,6 +51,9 @@ def main() -> int:
         except TrainingRefused as refused:
             emit(RefusedLine(code=refused.code, message=refused.message, param=refused.param))
             return os.EX_DATAERR
+        except TrainingFailed as failed:
+            emit(FailedLine(code=failed.code, message=failed.message))
+            return os.EX_UNAVAILABLE
         except Interrupted:
             return os.EX_TEMPFAIL
     return os.EX_OK

@@ -87,14 +87,18 @@ class AdaptedModel(Model):
 
     def save_student(self, folder: Path, base_model: str) -> None:
         """Write one PEFT adapter folder with the whole product, a merged parent's included."""
+        self.save_adapter("student", folder, base_model)
+
+    def save_adapter(self, role: Role, folder: Path, base_model: str) -> None:
+        """`save_student` for any role."""
         if not distributed.is_first():
             return
-        adapters = self._adapters("student")
+        adapters = self._adapters(role)
         products = {name: layer.product(adapters) for name, layer in self._layers.items()}
         a, _, scaling = next(iter(products.values()))
         rank = a.shape[0]
         matrices = {name: (a, b) for name, (a, b, _) in products.items()}
-        settings: dict[str, Any] = self._peft.peft_config["student"].to_dict()
+        settings: dict[str, Any] = self._peft.peft_config[role].to_dict()
         write_adapter(folder, SavedAdapter(rank, scaling * rank, matrices), settings, base_model)
 
     def _use(self, role: Role | None) -> None:

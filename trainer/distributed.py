@@ -7,13 +7,15 @@ torchrun there is one process, and each function returns what it was given.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from domain.errors import RatchetError
 
 T = TypeVar("T")
 
@@ -67,6 +69,23 @@ def collect(mine: Sequence[T]) -> list[T]:
 def concatenate(rows: Tensor) -> Tensor:
     """Everyone's rows, [N, ...] with an N of each process's own, on the CPU; by process, not by `share`."""
     return torch.cat(_gather(rows.cpu()))
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` returns on the first process, which alone does it, on all; a RatchetError that it raises
+    is raised on all."""
+    result: tuple[T | None, RatchetError | None] = (None, None)
+    if is_first():
+        try:
+            result = (work(), None)
+        except RatchetError as error:
+            if size() == 1:
+                raise
+            result = (None, error)
+    value, error_of_first = _gather(result)[0]
+    if error_of_first is not None:
+        raise error_of_first
+    return cast(T, value)
 
 
 def any_of(flag: bool) -> bool:

@@ -19,12 +19,18 @@ CHUNK_ROWS = 64
 """Rows of logits held at once: 64 x 49152 float32 are 12.6 MB."""
 
 
+MAX_LOG_RATIO = 80.0
+"""Keeps the ratio of probabilities finite in float32."""
+
+
 class TokenLoss(NamedTuple):
     """`total` is sum(weight * loss per token) and carries the gradient; the others are per token, in nats."""
 
     total: Tensor
     per_token: Tensor
     entropy: Tensor
+    ratio: Tensor
+    """p now / p when drawn, before clipping; NaN where no importance weight was asked for."""
 
 
 class Drawn(NamedTuple):
@@ -36,11 +42,14 @@ class Drawn(NamedTuple):
     """[N] log-probabilities when drawn, at the loss's temperature; NaN where a token was not drawn."""
     clip: float
 
-    def weights(self, start: int, end: int, student_logp: Tensor) -> Tensor:
-        """min(exp(log p now - log p when drawn), clip) for each of the chunk's tokens; 1 where not drawn."""
+    def ratios(self, start: int, end: int, student_logp: Tensor) -> Tensor:
+        """exp(log p now - log p when drawn) for each of the chunk's tokens; NaN where not drawn."""
         now = student_logp.gather(1, self.tokens[start:end, None])[:, 0]
-        ratio = (now - self.logprobs[start:end]).exp().clamp(max=self.clip)
-        return ratio.nan_to_num(nan=1.0)
+        return (now - self.logprobs[start:end]).clamp(max=MAX_LOG_RATIO).exp()
+
+    def weights(self, ratios: Tensor) -> Tensor:
+        """min(ratio, clip); 1 where not drawn."""
+        return ratios.clamp(max=self.clip).nan_to_num(nan=1.0)
 
 
 RowLoss = Callable[[int, int, Tensor], tuple[Tensor, Tensor]]
@@ -57,8 +66,9 @@ class _ChunkedLoss(torch.autograd.Function):
         temperature: float,
         rows: RowLoss,
         drawn: Drawn | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         losses, entropies, totals = [], [], []
+        ratio = torch.full_like(weights, torch.nan)
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, hidden.shape[0], CHUNK_ROWS):
@@ -67,7 +77,8 @@ class _ChunkedLoss(torch.autograd.Function):
             entropies.append(-(logp.exp() * logp).sum(-1))
             weight = weights[start:end]
             if drawn is not None:
-                weight = weight * drawn.weights(start, end, logp)
+                ratio[start:end] = drawn.ratios(start, end, logp)
+                weight = weight * drawn.weights(ratio[start:end])
             loss, grad_logits = rows(start, end, logp)
             losses.append(loss)
             totals.append((loss * weight).sum())
@@ -77,8 +88,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_head += grad.T @ hidden[start:end]
         per_token, entropy = torch.cat(losses), torch.cat(entropies)
         ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.mark_non_differentiable(per_token, entropy)
-        return torch.stack(totals).sum(), per_token, entropy
+        ctx.mark_non_differentiable(per_token, entropy, ratio)
+        return torch.stack(totals).sum(), per_token, entropy, ratio
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:

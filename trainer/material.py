@@ -11,16 +11,16 @@ from trainer.contexts import Lesson, build_lesson, build_text, chat_tokens
 from trainer.methods import plan_of
 from trainer.model import Model
 from trainer.neighbours import Neighbours
-from trainer.rollout import Sampling, sample
+from trainer.rollout import Rollouts, Sampling
 from trainer.sequences import Training, loss_mask
 
 
 class Material:
     """Lessons, held-out items and rehearsal prompts of one job, and the schedule over them."""
 
-    def __init__(self, job: TrainingJob, model: Model) -> None:
+    def __init__(self, job: TrainingJob, model: Model, rollouts: Rollouts) -> None:
         """Raises TrainingRefused when there is nothing to train on or a teacher context can't be built."""
-        self._recipe, self._model = job.recipe, model
+        self._recipe, self._model, self._rollouts = job.recipe, model, rollouts
         self._plan = plan_of(job.recipe)
         self.lessons: list[Lesson] = []
         self.holdout: list[tuple[Grader, Lesson]] = []
@@ -83,8 +83,7 @@ class Material:
     ) -> list[PendingSample]:
         recipe = self._recipe
         sampling = Sampling(recipe.temperature, recipe.top_p, recipe.seed * 1_000_003 + step + 1)
-        with self._model.using(self._model.parent() if teacher else "student"):
-            drawn = sample(self._model, prompts, limits, sampling)
+        drawn = self._rollouts.draw(self._model.parent() if teacher else "student", prompts, limits, sampling)
         return [PendingSample(tokens=s.tokens, truncated=s.truncated, logprobs=s.logprobs) for s in drawn]
 
     def sequences(self, batch: Batch, samples: Sequence[PendingSample]) -> list[Training]:

@@ -29,6 +29,8 @@ class StepFigures:
     base_kl: float | None
     """KL(student || base) on what the student drew itself, where this step measures it."""
     entropy: float | None
+    importance: "Importance | None"
+    """None where no token has an importance weight."""
     grad_norm: float
     teacher_tokens: int
     """Padded tokens that the frozen roles read; the base's too where it is measured."""
@@ -39,12 +41,23 @@ class StepFigures:
     student_seconds: float
 
 
+@dataclass(frozen=True)
+class Importance:
+    """Drawn tokens' probability now over that when drawn, before clipping."""
+
+    mean: float
+    max: float
+    clipped_share: float
+
+
 class Optimizer:
     """AdamW over the student's float32 parameters, and the moving average where the recipe has one."""
 
-    def __init__(self, model: Model, recipe: Recipe, teacher: Teacher) -> None:
+    def __init__(self, model: Model, recipe: Recipe, teacher: Teacher, importance_clip: float | None) -> None:
+        """`importance_clip`: most that a drawn token's importance weight may be; None: each weighs 1."""
         self._model = model
         self._recipe = recipe
+        self._importance_clip = importance_clip
         self._plan = plan_of(recipe)
         self._compare = divergence_of(recipe)
         self._teacher = teacher
@@ -84,6 +97,7 @@ class Optimizer:
             rehearsal_kl=_mean(measured.rehearsal),
             base_kl=_mean(measured.base),
             entropy=_mean(measured.entropies),
+            importance=measured.importance(self._importance_clip),
             grad_norm=norm,
             teacher_tokens=int(distributed.add_up(teacher_tokens)),
             student_tokens=int(distributed.add_up(student_tokens)),
@@ -146,7 +160,7 @@ class Optimizer:
             recipe.temperature,
             self._compare,
             teacher_head=model.head_of(model.parent() if rehearsal else self._teacher.adapter),
-            drawn=part.drawn(recipe.importance_clip),
+            drawn=part.drawn(self._importance_clip),
         )
 
     def _compare_with_base(self, part: "_Part", base: dict[int, Tensor], measured: "_Measured") -> None:
@@ -245,15 +259,24 @@ class _Measured:
         self.rehearsal: list[Tensor] = []
         self.base: list[Tensor] = []
         self.entropies: list[Tensor] = []
+        self.ratios: list[Tensor] = []
 
     def add(self, result: TokenLoss, *, rehearsal: bool) -> None:
         (self.rehearsal if rehearsal else self.lessons).append(result.per_token)
         self.entropies.append(result.entropy)
+        self.ratios.append(result.ratio)
+
+    def importance(self, clip: float | None) -> Importance | None:
+        ratios = torch.cat(self.ratios)
+        ratios = ratios[~ratios.isnan()]
+        if clip is None or not ratios.numel():
+            return None
+        return Importance(float(ratios.mean()), float(ratios.max()), float((ratios > clip).float().mean()))
 
     def gather(self) -> None:
         """Take in the other processes' figures."""
         self.loss = distributed.add_up(self.loss)
-        for rows in (self.lessons, self.rehearsal, self.base, self.entropies):
+        for rows in (self.lessons, self.rehearsal, self.base, self.entropies, self.ratios):
             rows[:] = [distributed.concatenate(torch.cat([torch.empty(0), *(row.cpu() for row in rows)]))]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from trainer import distributed
 from trainer.kv_cache import growing_cache
-from trainer.model import Model
+from trainer.model import Model, Role
 from trainer.packing import common_beginning
 
 MAX_ROWS = 96
@@ -37,6 +38,35 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
+
+
+class Rollouts(Protocol):
+    """Where answers come from: this process's own model, or an inference server that has its weights."""
+
+    @property
+    def gap(self) -> float | None:
+        """Mean |log p when drawn - the model's own log p| of a token of the last round, nats; None where the
+        model drew."""
+
+    def draw(
+        self, role: Role | None, prompts: Sequence[list[int]], limits: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        """One answer of `role` to each prompt, of at most its limit of tokens."""
+
+
+class OwnRollouts:
+    """The model samples itself."""
+
+    gap: float | None = None
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def draw(
+        self, role: Role | None, prompts: Sequence[list[int]], limits: Sequence[int], sampling: Sampling
+    ) -> list[Sample]:
+        with self._model.using(role):
+            return sample(self._model, prompts, limits, sampling)
 
 
 @torch.no_grad()

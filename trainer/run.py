@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from domain.errors import TrainingFailed
 from domain.preflight import PreflightReport
 from domain.training import (
     CheckpointLine,
@@ -24,9 +25,14 @@ from trainer.model import Model
 from trainer.optimize import Optimizer, StepFigures
 from trainer.preflight import examine, refuse
 from trainer.preflight_gap import student_answers
+from trainer.remote_rollout import RemoteRollouts
+from trainer.rollout import OwnRollouts, Rollouts
 from trainer.teacher import Teacher
 
 log = logging.getLogger(__name__)
+
+SERVER_IMPORTANCE_CLIP = 2.0
+"""Where the recipe has no `importance_clip` and another engine than the trainer drew."""
 
 Emit = Callable[[TrainerLine], None]
 
@@ -38,7 +44,8 @@ class Interrupted(Exception):
 def train(job: TrainingJob, emit: Emit, stop_requested: Callable[[], bool]) -> None:
     """Run `job` to its adapter in `output_dir`, resuming from its newest checkpoint that verifies.
 
-    Raises TrainingRefused when preflight finds a reason not to train, Interrupted after `stop_requested`.
+    Raises TrainingRefused when preflight or a rollout server gives a reason not to train, Interrupted after
+    `stop_requested`, TrainingFailed when the rollout server is away; a checkpoint is left after these two.
     """
     recipe = job.recipe
     model = load_model(
@@ -53,7 +60,12 @@ def train(job: TrainingJob, emit: Emit, stop_requested: Callable[[], bool]) -> N
             raise Interrupted
         run.begin()
     while not run.finished:
-        run.take_step()
+        try:
+            run.take_step()
+        except TrainingFailed:
+            if run.step:
+                run.save()
+            raise
         if distributed.any_of(stop_requested()) and not run.finished:
             run.save()
             raise Interrupted
@@ -67,9 +79,13 @@ class Run:
 
     def __init__(self, job: TrainingJob, model: Model, emit: Emit) -> None:
         self._job, self._recipe, self._model, self._emit = job, job.recipe, model, emit
-        self.material = Material(job, model)
+        self._rollouts: Rollouts = RemoteRollouts(job, model) if job.rollout_url else OwnRollouts(model)
+        self.material = Material(job, model, self._rollouts)
         self.teacher = Teacher(model, job.recipe)
-        self._optimizer = Optimizer(model, job.recipe, self.teacher)
+        clip = job.recipe.importance_clip
+        if clip is None and job.rollout_url:
+            clip = SERVER_IMPORTANCE_CLIP
+        self._optimizer = Optimizer(model, job.recipe, self.teacher, clip)
         self._best = BestWeights(model)
         self._pending: dict[int, list[PendingSample]] = {}
         self.step = 0
@@ -137,7 +153,8 @@ class Run:
         started, read = time.monotonic(), self._model.tokens_read
         schedule = self.material.schedule
         batch = schedule.batch(self.step)
-        if self.step not in self._pending:
+        begins_round = self.step not in self._pending
+        if begins_round:
             self._pending |= self.material.draw_round(self.step)
         samples = self._pending.pop(self.step)
         rolled_out = time.monotonic()
@@ -147,6 +164,7 @@ class Run:
         measure_base = every > 0 and self.step % every == 0 and self._model.has(None)
         sequences = self.material.sequences(batch, samples)
         figures = self._optimizer.step(sequences, rate, measure_base=measure_base)
+        ratio = figures.importance
         on_policy = samples[: len(batch.on_policy)]
         self.step += 1
         self.seconds += time.monotonic() - started
@@ -166,6 +184,10 @@ class Run:
                 grad_norm=figures.grad_norm,
                 learning_rate=rate,
                 rollout_seconds=rolled_out - started,
+                rollout_gap=self._rollouts.gap if begins_round else None,
+                importance_mean=ratio.mean if ratio else None,
+                importance_max=ratio.max if ratio else None,
+                importance_clipped=ratio.clipped_share if ratio else None,
                 teacher_seconds=figures.teacher_seconds,
                 student_seconds=figures.student_seconds,
                 eta_seconds=self.seconds / self.step * (schedule.steps - self.step),

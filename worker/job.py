@@ -57,7 +57,13 @@ def build_job(session: Session, brief: Brief) -> TrainingJob:
 
 
 def prepare_job(
-    folder: Path, build: Callable[[], TrainingJob], *, base: Path, parent_adapter: Path | None, output: Path
+    folder: Path,
+    build: Callable[[], TrainingJob],
+    *,
+    base: Path,
+    parent_adapter: Path | None,
+    output: Path,
+    rollout_url: str | None,
 ) -> Path:
     """The job file for one claim, in `folder`, the update's work folder."""
     job_file = folder / "job.json"
@@ -68,6 +74,7 @@ def prepare_job(
             "parent_adapter_path": None if parent_adapter is None else str(parent_adapter),
             "checkpoint_dir": str(folder / "checkpoints"),
             "output_dir": str(output),
+            "rollout_url": rollout_url,
         }
     )
     staged = folder / "job.json.staged"

@@ -14,6 +14,7 @@ from domain.measurement import Measurement
 from domain.training import (
     CheckpointLine,
     DoneLine,
+    FailedLine,
     HoldoutLine,
     PreflightLine,
     RefusedLine,
@@ -88,7 +89,7 @@ class Journal:
                 self._retell(line, progress=True)
             case HoldoutLine():
                 self._retell(line)
-            case RefusedLine():
+            case FailedLine() | RefusedLine():
                 pass  # the update's end says it
 
     def _hear_preflight(self, line: PreflightLine) -> None:

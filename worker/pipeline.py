@@ -186,6 +186,7 @@ class Story:
             base=start.base,
             parent_adapter=start.parent,
             output=output,
+            rollout_url=self._settings.rollout_url,
         )
         failpoint("worker.job_written")
         train(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domain.errors import ArtifactsUnavailable, EngineUnavailable, RatchetError, TrainingFailed
+from domain.training import ROLLOUT_SERVER_AWAY
 
 DISK_FULL = "disk_full"
 TRAINER_KILLED = "trainer_killed"
@@ -54,7 +55,13 @@ def disk_is_full(folder: Path, log_tail: str) -> bool:
 
 def _may_pass(error: RatchetError) -> bool:
     if isinstance(error, TrainingFailed):
-        return error.code in (DISK_FULL, TRAINER_KILLED, TRAINER_SILENT, TRAINER_STOPPED)
+        return error.code in (
+            DISK_FULL,
+            ROLLOUT_SERVER_AWAY,
+            TRAINER_KILLED,
+            TRAINER_SILENT,
+            TRAINER_STOPPED,
+        )
     if isinstance(error, ArtifactsUnavailable):
         return True
     return isinstance(error, EngineUnavailable) and error.code != "engine_refused"

@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from domain.errors import TrainingFailed, TrainingRefused
-from domain.training import TRAINER_LINE, DoneLine, RefusedLine, TrainerLine
+from domain.training import TRAINER_LINE, DoneLine, FailedLine, RefusedLine, TrainerLine
 from worker.lease import Stop
 from worker.leftovers import LOG
 from worker.setbacks import DISK_FULL, TRAINER_SILENT, disk_is_full
@@ -93,6 +93,8 @@ def run_trainer(
 def _understand(status: int, last: TrainerLine | None, *, stopped: bool, log_file: Path) -> Ending:
     if isinstance(last, RefusedLine):
         raise TrainingRefused(last.message, param=last.param, code=last.code)
+    if isinstance(last, FailedLine):
+        raise TrainingFailed(last.message, code=last.code)
     if status == 0 and isinstance(last, DoneLine):
         return Ending.DONE
     if stopped or status == STATUS_STOPPED:

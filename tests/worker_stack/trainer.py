@@ -5,7 +5,7 @@ SIGTERM with a checkpoint and status 75, dies with its worker, and writes a LoRA
 model. What it should do on the way is said by PLAN.json beside it in $STANDIN_DIR: `steps`, `step_seconds`,
 `checkpoint_every`, and optionally `refuse`, `warn`, `crash_at`, `kill_self_at`, `print_noise`, `learn`
 (false: the adapter knows only what its parent knew), `disk_full_at`,
-`freeze_at`.
+`freeze_at`, `rollout_server_away_at`.
 It imports next to nothing, so that a fault test can start thousands; the worker checks every line it writes.
 Each start appends its process id to $STANDIN_DIR/pids, each step its number to $STANDIN_DIR/steps.
 """
@@ -143,6 +143,10 @@ def main():
             os.kill(os.getpid(), signal.SIGSTOP)
         if plan.get("disk_full_at") == step:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if plan.get("rollout_server_away_at") == step:
+            save_checkpoint(checkpoints, step - 1)
+            emit("failed", code="rollout_server_away", message="The rollout server did not answer.")
+            return os.EX_UNAVAILABLE
         append("steps", step)
         emit(
             "step",

@@ -19,7 +19,7 @@ from cli.training_output import OutputFolder
 from domain.demonstration import is_held_out, parse_jsonl
 from domain.preflight import Cost, Finding, FindingCode, Place, PreflightReport
 from domain.recipe import Method
-from domain.training import CheckpointLine, DoneLine, PreflightLine, StepLine, TrainerLine
+from domain.training import CheckpointLine, DoneLine, PreflightLine, StepLine, TrainerLine, TrainingJob
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def options(base: Path, file: Path, **changes: Any) -> Options:
     given: dict[str, Any] = {
         "base": str(base), "demonstrations": file, "method": None, "recipe": [], "settings": [],
         "grader": "exact", "holdout_fraction": 0.3, "rehearsal": None, "parent": None,
+        "rollout_url": None,
     }  # fmt: skip
     return Options(**(given | changes))
 
@@ -101,6 +102,21 @@ def test_another_parent_is_another_training(base: Path, tmp_path: Path) -> None:
         (folder / "adapter_model.safetensors").write_bytes(b"weights")
     assert len({fingerprint(None), *map(fingerprint, parents)}) == 3
     assert fingerprint(parents[0]) == fingerprint(parents[0])
+
+
+def test_where_the_rollout_server_is_does_not_matter_but_that_there_is_one_does(
+    base: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path, {"prompt": "p", "response": "r"})
+
+    def job(url: str | None) -> TrainingJob:
+        return read_inputs(options(base, file, rollout_url=url, holdout_fraction=0.0)).job
+
+    assert job("http://127.0.0.1:8000").rollout_url == "http://127.0.0.1:8000"
+    prints = [job(url).fingerprint() for url in (None, "http://127.0.0.1:8000", "http://127.0.0.1:8001")]
+    assert prints[1] == prints[2] != prints[0]
+    with pytest.raises(CliError, match=r"--rollout-url '127.0.0.1:8000' is not a URL"):
+        job("127.0.0.1:8000")
 
 
 @pytest.mark.parametrize(

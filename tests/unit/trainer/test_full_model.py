@@ -303,7 +303,7 @@ def test_a_step_is_plain_autograds_through_both_ends_of_a_tied_embedding(
         losses.append((target.exp() * (target - own)).sum(-1)[torch.tensor(s.mask)].mean())
     loss = torch.stack(losses).mean()
     loss.backward()
-    figures = Optimizer(model, recipe, Teacher(model, recipe)).step(sequences, 1.0)
+    figures = Optimizer(model, recipe, Teacher(model, recipe), None).step(sequences, 1.0)
     assert figures.loss == pytest.approx(loss.item(), rel=1e-4)
     for name, parameter in plain.named_parameters():
         taken = start[name] - model.parameters("student")[name]

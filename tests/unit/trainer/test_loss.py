@@ -195,6 +195,7 @@ def test_importance_weights_by_hand() -> None:
     kl = 0.130812
     assert result.per_token.tolist() == pytest.approx([kl] * 3, abs=1e-6)
     assert result.total.item() == pytest.approx((1.5 + 2 + 1) * kl, abs=1e-5)
+    assert result.ratio.tolist() == pytest.approx([1.5, 5, math.nan], nan_ok=True)
     assert hidden.grad is not None
     assert hidden.grad[:, 0].tolist() == pytest.approx([-0.375, -0.5, -0.25], abs=1e-6)
 

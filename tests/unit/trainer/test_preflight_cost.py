@@ -17,6 +17,7 @@ from trainer.memory import available_bytes, peak_bytes, reset_peak, used_bytes
 from trainer.model import compute_dtype
 from trainer.preflight_cost import memory_findings
 from trainer.preflight_work import AnswerLengths, Work, decoding_steps, expected_lengths, work_of
+from trainer.rollout import OwnRollouts
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,8 @@ def material(job: TrainingJob, **changes: object) -> tuple[Material, Recipe]:
     two = {"batch_size": 2, "num_epochs": 3, "rehearsal_share": 0.0, "num_context_demonstrations": 0}
     recipe = job.recipe.model_copy(update=two | changes)
     job = job.model_copy(update={"skills": [skill], "recipe": recipe})
-    return Material(job, load_model(Path(job.base_path), recipe, None)), recipe
+    model = load_model(Path(job.base_path), recipe, None)
+    return Material(job, model, OwnRollouts(model)), recipe
 
 
 def work(job: TrainingJob, answers: AnswerLengths, **changes: object) -> Work:

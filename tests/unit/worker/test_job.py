@@ -1,7 +1,11 @@
-"""The rehearsal that an update gets."""
+"""The job file of an update, and the rehearsal that it gets."""
+
+from pathlib import Path
 
 from domain.demonstration import Message
-from worker.job import rehearsal_prompts
+from domain.recipe import Recipe
+from domain.training import TrainingJob
+from worker.job import prepare_job, rehearsal_prompts
 
 
 def prompts(word: str, count: int) -> list[list[Message]]:
@@ -22,3 +26,20 @@ def test_earlier_skills_never_outnumber_general_prompts() -> None:
     assert len({prompt[0].content for prompt in drawn}) == 10
     assert rehearsal_prompts(general, taught, "upd_a") == drawn
     assert rehearsal_prompts(general, taught, "upd_b") != drawn
+
+
+def test_a_later_claim_asks_the_rollout_server_of_its_own_day(tmp_path: Path) -> None:
+    """The job stays the same one, whose checkpoints count, unless there is a server no more."""
+    built = TrainingJob(
+        update_id="upd_a", base_path="", base_model="tiny", parent_adapter_path=None, recipe=Recipe(),
+        skills=[], checkpoint_dir="", output_dir="",
+    )  # fmt: skip
+    fingerprints = []
+    for url in ("http://one:8000", "http://two:8000", None):
+        file = prepare_job(
+            tmp_path, lambda: built, base=tmp_path, parent_adapter=None, output=tmp_path, rollout_url=url
+        )
+        job = TrainingJob.model_validate_json(file.read_bytes())
+        assert job.rollout_url == url
+        fingerprints.append(job.fingerprint())
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]

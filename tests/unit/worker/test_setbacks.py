@@ -23,6 +23,7 @@ from worker.setbacks import disk_is_full, understand
         (OSError(errno.ESTALE, "Stale file handle"), "storage_unavailable", True),
         (TrainingFailed("killed", code="trainer_killed"), "trainer_killed", True),
         (TrainingFailed("full", code="disk_full"), "disk_full", True),
+        (TrainingFailed("away", code="rollout_server_away"), "rollout_server_away", True),
         (TrainingFailed("crashed", code="trainer_crashed"), "trainer_crashed", False),
         (TrainingRefused("no gap", code="teacher_gap_too_small"), "teacher_gap_too_small", False),
         (EngineUnavailable("away"), "engine_unavailable", True),

@@ -120,6 +120,18 @@ def test_a_pause_leaves_a_checkpoint_and_the_next_run_goes_on_from_it(bench: Ben
     assert bench.steps() == list(range(stopped_at + 1, 7))
 
 
+def test_a_rollout_server_that_is_away_may_come_back(bench: Bench) -> None:
+    bench.plan(rollout_server_away_at=3)
+    with pytest.raises(TrainingFailed, match="did not answer") as failed:
+        bench.run()
+    failure = understand(failed.value)
+    assert (failure.code, failure.may_pass) == ("rollout_server_away", True)
+    bench.plan()
+    bench.lines.clear()
+    assert bench.run() == Ending.DONE
+    assert bench.lines[0] == CheckpointLine(step=2, resumed=True)
+
+
 @pytest.mark.parametrize("reason", [Stop.CANCEL, Stop.LOST])
 def test_a_cancel_or_a_lost_lease_kills_at_once(bench: Bench, reason: Stop) -> None:
     bench.plan(steps=3, step_seconds=60, checkpoint_every=1)
