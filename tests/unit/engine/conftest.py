@@ -211,7 +211,7 @@ def start_server(model_dir: Path, *extra: str) -> Server:
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        port = ready.get(timeout=90)
+        port = ready.get(timeout=240)
         assert port is not None, f"the engine did not start: {server.lines}"
     except BaseException:
         process.kill()
