@@ -18,9 +18,9 @@ from serving.validation import validate_adapter
 
 logger = logging.getLogger(__name__)
 
-SERVED_NAME = re.compile(r".-v\d+-[0-9a-f]{8}$")
+SERVED_NAME = re.compile(r"^[^:]+-v\d+-[0-9a-f]{8}$")
 """`<assistant>-v<n>-<8 hex of the manifest's sha256>`: adapters of the controller's own. Others on the
-engine (an evaluation's private ones) are not its business."""
+engine (an evaluation's private ones, a checkpoint's bare model) are not its business."""
 NO_SLOT = "no_slot"
 """Code of the EngineUnavailable when an engine holds as many adapters as it may."""
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0

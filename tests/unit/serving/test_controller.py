@@ -493,13 +493,15 @@ def test_a_replica_that_is_added_gets_what_serves(pair: Stand) -> None:
 def test_private_adapters_of_an_evaluation_are_left_alone(stand: Stand, adapter: Any, tmp_path: Path) -> None:
     with EngineClient(stand.engine.url) as client:
         client.load("cand-upd_1-7", adapter(tmp_path / "candidate"))
+        client.load("bare:helper-v2-ffffffff", adapter(tmp_path / "bare"))
         client.load("gone-v3-0123abcd", adapter(tmp_path / "left-over"))
     stand.start()
     # A served name that nobody wants (of an earlier run of the API) is cleared away.
-    stand.engine.wait_for(lambda: list(stand.engine.adapters) == ["cand-upd_1-7"])
+    private = ["cand-upd_1-7", "bare:helper-v2-ffffffff"]
+    stand.engine.wait_for(lambda: list(stand.engine.adapters) == private)
     rounds = stand.engine.lists
     stand.engine.wait_for(lambda: stand.engine.lists > rounds + 3)
-    assert list(stand.engine.adapters) == ["cand-upd_1-7"]
+    assert list(stand.engine.adapters) == private
 
 
 def test_a_controller_that_starts_anew_takes_over_what_is_loaded(stand: Stand) -> None:
