@@ -40,6 +40,9 @@ def serving(overview: AssistantOverview, now: float) -> Serving:
         notice = Notice(
             f"v{wanted.number} is being loaded; v{answering.number} answers until it is ready.", "live"
         )
+    elif overview.serving_error is not None:
+        why = overview.serving_error.rstrip(".")
+        notice = Notice(f"Some engines answer with v{wanted.number}, others cannot: {why}.", "warn")
     return Serving(
         wanted=version_link(name, wanted.number),
         answering=version_link(name, answering.number) if answering is not None else None,

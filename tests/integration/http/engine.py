@@ -16,6 +16,8 @@ WORDS = ("one", "two\u2028", "<model>", "é")
 class Engine:
     def __init__(self, base: str) -> None:
         self.base = base
+        self.root: str | None = None
+        """Where the base was loaded from, as it is listed."""
         self.adapters: set[str] = set()
         self.requests: list[dict[str, Any]] = []
         self.gate = threading.Event()
@@ -49,7 +51,7 @@ class Engine:
         return Response()
 
     async def models(self) -> dict[str, Any]:
-        cards = [{"id": self.base, "parent": None}]
+        cards = [{"id": self.base, "parent": None, "root": self.root}]
         return {"data": cards + [{"id": name, "parent": self.base} for name in sorted(self.adapters)]}
 
     async def load(self, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,3 +226,21 @@ def test_an_engine_that_the_settings_name_is_found(settings: Settings, base_fold
             assert (reply.status_code, reply.headers["x-model-version"]) == (200, "v0")
             engines = client.get("/readyz").json()["checks"]["engines"]
             assert engines == {str(base_folder): {"ok": True, "error": None}}
+
+
+def test_every_engine_of_a_list_becomes_a_replica(settings: Settings, base_folder: Path) -> None:
+    """One serves the base under its own name, the other under another one, from the base's folder."""
+    first, second = Engine(str(base_folder)), Engine("served")
+    second.root = str(base_folder)
+    with served(first.app) as one, served(second.app) as two:
+        app = create_app(settings.model_copy(update={"engine_url": f"{one}, {two}/"}))
+        with served(app) as url, httpx.Client(base_url=url, timeout=20) as client:
+            client.post("/v1/assistants", json={"name": "support", "base_model": str(base_folder)})
+            deadline = time.monotonic() + 10
+            asked: set[str] = set()
+            while len(asked) < 2:
+                assert time.monotonic() < deadline, asked
+                body = {"model": "support", "prompt": "x", "max_tokens": 1}
+                reply = client.post("/v1/completions", json=body).json()
+                asked.add(reply["choices"][0]["text"])
+            assert asked == {f"{base_folder} completes", "served completes"}

@@ -192,6 +192,7 @@ def test_long_suites_are_cut_and_can_be_shown_whole(site: Site) -> None:
     ("answering", "error", "shown"),
     [
         (2, None, "v2 serving"),
+        (2, "no slot is free", "Some engines answer with v2, others cannot: no slot is free."),
         (1, None, "v2 is being loaded; v1 answers until it is ready."),
         (1, "its files are damaged", "v2 could not be loaded: its files are damaged. v1 keeps answering."),
         (None, "no engine answers", "v2 could not be loaded: no engine answers. Nothing answers yet."),
