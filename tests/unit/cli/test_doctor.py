@@ -40,10 +40,12 @@ def test_a_path_below_a_file_is_no_home(tmp_path: Path) -> None:
 
 def test_memory_is_read_from_meminfo() -> None:
     low = "MemTotal:       8000000 kB\nMemAvailable:    1000000 kB\n"
-    assert doctor.check_memory(low).state == "problem"
-    assert "1.0 GB available" in doctor.check_memory(low).message
-    assert doctor.check_memory(low.replace("1000000", "5000000")).state == "ok"
-    assert doctor.check_memory(None).state == "note"
+    needed = 3_000_000_000
+    assert doctor.check_memory(low, needed).state == "problem"
+    assert "1.0 GB available" in doctor.check_memory(low, needed).message
+    assert doctor.check_memory(low.replace("1000000", "5000000"), needed).state == "ok"
+    assert doctor.check_memory(low.replace("1000000", "5000000"), 2 * needed).state == "problem"
+    assert doctor.check_memory(None, needed).state == "note"
 
 
 def test_bfloat16_is_read_from_cpuinfo() -> None:
