@@ -165,7 +165,9 @@ def death(url: str, words: Words, stack: psutil.Process, clients: int) -> dict[s
 def engines(stack: psutil.Process) -> list[psutil.Process]:
     """The stack's engine processes, their own children included."""
     leaders = [child for child in stack.children(recursive=True) if _is_engine(child)]
-    return [process for leader in leaders for process in [leader, *leader.children(recursive=True)]]
+    # vLLM's guard and its server are both leaders, one the other's parent.
+    found = [process for leader in leaders for process in [leader, *leader.children(recursive=True)]]
+    return list(dict.fromkeys(found))
 
 
 def engine_memory(stack: psutil.Process) -> int:
