@@ -84,15 +84,16 @@ class EngineClient:
         return scored
 
     def probe(self, model: str) -> tuple[float, ...]:
-        """Logprobs of a few greedy tokens after a fixed prompt: proof that the model computes, not only that
-        it is listed. Equal for two models only if they compute the same."""
-        body = {"model": model, "prompt": PROBE, "max_tokens": 4, "temperature": 0.0, "logprobs": 1}
+        """Logprobs of the likeliest tokens after a fixed prompt: proof that the model computes, not only that
+        it is listed. One step of the engine; equal for two models only if they compute the same."""
+        body = {"model": model, "prompt": PROBE, "max_tokens": 1, "temperature": 0.0, "logprobs": 5}
         response = self._send("POST", "/v1/completions", body, ADMIN_SECONDS)
         reply = self._json(response, f"probe '{model}'")
-        logprobs = reply["choices"][0]["logprobs"]["token_logprobs"]
-        if not logprobs or not all(value is not None and math.isfinite(value) for value in logprobs):
-            raise self._refused(f"probe '{model}'", f"logprobs {logprobs} are not finite")
-        return tuple(map(float, logprobs))
+        [likeliest] = reply["choices"][0]["logprobs"]["top_logprobs"] or [{}]
+        values = sorted((value for value in likeliest.values() if value is not None), reverse=True)
+        if not values or not all(map(math.isfinite, values)):
+            raise self._refused(f"probe '{model}'", f"logprobs {likeliest} are not finite")
+        return tuple(values)
 
     def load(self, name: str, path: Path) -> None:
         """Load the adapter folder under `name`. Names are never reused for other weights, so a name that

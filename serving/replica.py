@@ -108,6 +108,7 @@ class Replica:
         """Engine models that answered a probe."""
         self.failures: dict[str, Failure] = {}
         self.unreachable: EngineUnavailable | None = None
+        self._base: tuple[float, ...] | None = None
 
     def engine_model(self, wanted: WantedVersion) -> str:
         return wanted.served_name if wanted.kind == "adapter" else self.model_name
@@ -137,7 +138,7 @@ class Replica:
             logger.info("loaded %s on %s", name, self.url)
         try:
             answer = self.client.probe(name)
-            if must_differ and answer == self.client.probe(self.model_name):
+            if must_differ and answer == self._base_answer():
                 raise EngineUnavailable(
                     f"The inference engine at {self.url} answers as '{name}' just as its base model does: "
                     "it does not apply the adapter.",
@@ -149,6 +150,12 @@ class Replica:
                 with contextlib.suppress(EngineUnavailable):
                     self.client.unload(name)
             raise
+
+    def _base_answer(self) -> tuple[float, ...]:
+        """What the model without an adapter answers to a probe; asked once, since it never changes."""
+        if self._base is None:
+            self._base = self.client.probe(self.model_name)
+        return self._base
 
     def failed(self, name: str, error: RatchetError) -> None:
         """Remember it, and when to try again: 1 s, 2 s, 4 s ... up to a minute. A slot may be free sooner."""

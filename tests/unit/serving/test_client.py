@@ -61,7 +61,7 @@ def test_adapters_load_once_and_unload_once(
     client.load("helper-v1", folder)
     client.load("helper-v1", folder)
     assert client.models() == {"base", "helper-v1"}
-    assert client.probe("helper-v1") == pytest.approx((-0.65,))
+    assert client.probe("helper-v1") == pytest.approx((-0.65, -0.65))
     client.unload("helper-v1")
     client.unload("helper-v1")
     assert client.models() == {"base"}
