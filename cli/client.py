@@ -78,8 +78,13 @@ class Client:
     def patch(self, path: str, body: Json) -> Json:
         return self._json("PATCH", path, json=body)
 
-    def put(self, path: str, body: Json) -> Json:
-        return self._json("PUT", path, json=body)
+    def put(self, path: str, body: Json, *, revision: int | None = None) -> Json:
+        """`revision`: only what is still at it is changed."""
+        headers = {} if revision is None else {"if-match": f'"{revision}"'}
+        return self._json("PUT", path, json=body, headers=headers)
+
+    def delete(self, path: str) -> Json:
+        return self._json("DELETE", path)
 
     def post_jsonl(self, path: str, body: bytes, *, dry_run: bool = False) -> Json:
         params = {"dry_run": "true"} if dry_run else {}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cli import assistants, bench, doctor, train, updates, versions
+from cli import assistants, bench, doctor, traffic, train, updates, versions
 from cli.client import DEFAULT_PORT
 from cli.demo import demo
 from cli.errors import CliError
@@ -51,6 +51,7 @@ app.command()(updates.update)
 app.command()(versions.matrix)
 app.command()(versions.promote)
 app.command()(versions.rollback)
+app.command()(traffic.traffic)
 app.command()(versions.history)
 app.command()(versions.chat)
 app.command(cls=train.Command)(train.train)

@@ -1,7 +1,7 @@
 """Who is answered by a canary, and when what was seen of it says that it does worse. Pure arithmetic.
 
-A canary is judged again and again for as long as it runs, so one look must rarely be wrong: bounds are three
-standard errors wide (one-sided 0.13%). What cannot be told yet leaves the canary where it is.
+A canary is judged again and again for as long as it runs, so one look must rarely be wrong: bounds are four
+standard errors wide. What cannot be told yet leaves the canary where it is.
 
 Proportions: Wilson's score bound, and Newcombe's for a difference (Statistics in Medicine 17, 1998, method
 10). Quantiles: bounds by ranks, which hold for any distribution (Conover, Practical Nonparametric
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from domain.traffic import MOST_REQUESTS, Canary, Rule
 
-STANDARD_ERRORS = 3.0
+STANDARD_ERRORS = 4.0
 
 
 def share_of(assistant_id: str, version_id: str, user: str) -> float:

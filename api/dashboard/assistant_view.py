@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 
-from api.dashboard.contexts import AssistantPage, MoveRow, Notice, Pill, SkillRow, Tone, UpdateCard
+from api.dashboard.contexts import (
+    AssistantPage,
+    MoveRow,
+    Notice,
+    Pill,
+    SkillRow,
+    Tone,
+    TrafficPanel,
+    UpdateCard,
+)
 from api.dashboard.links import assistant_url, crumbs, rollback_url, version_link
 from api.dashboard.matrix_view import matrix
 from api.dashboard.retention_view import retention_tiles
@@ -28,6 +37,7 @@ def assistant_page(
     moves: Sequence[AliasMove],
     cards: list[UpdateCard],
     can_roll_back: bool,
+    traffic: TrafficPanel | None,
     every_version: bool,
     moved: int | None,
     api_url: str,
@@ -54,6 +64,7 @@ def assistant_page(
         serving=serving(overview, now),
         rollback_url=rollback_url(assistant.name),
         can_roll_back=can_roll_back,
+        traffic=traffic,
         matrix=matrix(
             assistant.name,
             versions,

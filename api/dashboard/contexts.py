@@ -165,6 +165,27 @@ class MoveRow:
     at: Moment
 
 
+@dataclass(frozen=True)
+class TrafficSide:
+    """One version in one role; seconds to the first byte."""
+
+    pill: Pill
+    version: VersionLink
+    share: str
+    requests: str
+    errors: str
+    median: str
+    tail: str
+    agreement: str
+
+
+@dataclass(frozen=True)
+class TrafficPanel:
+    notice: Notice | None
+    """An automatic rollback."""
+    sides: list[TrafficSide]
+
+
 PhaseState = Literal["done", "now", "stopped", "ahead"]
 
 
@@ -259,6 +280,8 @@ class AssistantPage:
     serving: Serving
     rollback_url: str
     can_roll_back: bool
+    traffic: TrafficPanel | None
+    """None: never shared out."""
     matrix: Matrix
     tiles: list[Tile]
     skills: list[SkillRow]

@@ -17,6 +17,7 @@ from api.dashboard.links import ROOT, assistant_url, crumbs, version_link
 from api.dashboard.rendering import STATIC, render, static_response
 from api.dashboard.rollback_view import rollback_page
 from api.dashboard.serving_view import assistants_page
+from api.dashboard.traffic_view import traffic_panel
 from api.dashboard.update_view import step_lines, update_card, update_page
 from api.dashboard.version_view import version_page
 from api.errors import status_of
@@ -24,7 +25,16 @@ from api.retention import retention
 from api.rollback import await_serving, plan_rollback
 from domain.errors import Conflict, CorruptArtifact, NotFound, RatchetError
 from domain.version import CHAMPION
-from registry import aliases, assistants, measurements, overview, updates, versions
+from registry import (
+    aliases,
+    assistants,
+    measurements,
+    overview,
+    traffic,
+    traffic_figures,
+    updates,
+    versions,
+)
 from registry.session import db_now
 from registry.tables import Assistant, Update, Version
 
@@ -106,6 +116,14 @@ def show_assistant(
                 _card(session, assistant, update, all_versions, now)
                 for update in overview.newest_updates(session, assistant, limit=NEWEST_UPDATES)
             ],
+            traffic=traffic_panel(
+                assistant.name,
+                traffic.get_traffic(session, assistant),
+                traffic_figures.list_figures(session, assistant),
+                aliases.list_aliases(session, assistant),
+                {version.id: version.number for version in all_versions},
+                now,
+            ),
             can_roll_back=len(aliases.champion_line(session, assistant)) > 1,
             every_version=versions_shown == "all",
             moved=moved,

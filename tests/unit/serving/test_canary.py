@@ -34,39 +34,39 @@ def test_a_users_place_is_even_stays_and_belongs_to_the_version() -> None:
 
 
 def test_wilson_bounds() -> None:
-    # p 0.1, z 3: centre 0.145, half 3 * sqrt(0.0009 + 0.000225) = 0.100623, scale 1.09
-    assert wilson_bounds(10, 100) == pytest.approx((0.040713, 0.225342), abs=1e-6)
+    # p 0.1, z 4: centre 0.18, half 4 * sqrt(0.0009 + 0.0004) = 0.144222, scale 1.16
+    assert wilson_bounds(10, 100) == pytest.approx((0.030843, 0.279502), abs=1e-6)
     assert wilson_bounds(0, 0) == (0.0, 1.0)
-    assert wilson_bounds(50, 50)[0] == pytest.approx(50 / 59)
-    assert wilson_bounds(0, 50) == pytest.approx((0.0, 9 / 59), abs=1e-12)
+    assert wilson_bounds(50, 50)[0] == pytest.approx(50 / 66)
+    assert wilson_bounds(0, 50) == pytest.approx((0.0, 16 / 66), abs=1e-12)
 
 
 def test_difference_low() -> None:
-    # champion 1 of 100: upper bound exactly 0.1; 0.09 - hypot(0.059287, 0.09)
-    assert difference_low(seen(100, 10), seen(100, 1)) == pytest.approx(-0.017772, abs=1e-5)
-    # champion 10 of 1000: upper bound 0.024735; 0.09 - hypot(0.059287, 0.014735)
-    assert difference_low(seen(100, 10), seen(1000, 10)) == pytest.approx(0.028909, abs=1e-5)
+    # champion 1 of 100: upper bound 0.154615; 0.09 - hypot(0.069157, 0.144615)
+    assert difference_low(seen(100, 10), seen(100, 1)) == pytest.approx(-0.070300, abs=1e-5)
+    # champion 10 of 1000: upper bound 0.032395; 0.09 - hypot(0.069157, 0.022395)
+    assert difference_low(seen(100, 10), seen(1000, 10)) == pytest.approx(0.017307, abs=1e-5)
 
 
 def test_bounds_of_quantiles_by_ranks() -> None:
     hundred = list(range(1, 101))
-    assert (quantile_low(hundred, 0.5), quantile_high(hundred, 0.5)) == (35, 66)  # 50 -+ 3 * 5
-    assert (quantile_low(hundred, 0.95), quantile_high(hundred, 0.95)) == (88, None)  # 95 -+ 6.54
+    assert (quantile_low(hundred, 0.5), quantile_high(hundred, 0.5)) == (30, 71)  # 50 -+ 4 * 5
+    assert (quantile_low(hundred, 0.95), quantile_high(hundred, 0.95)) == (86, None)  # 95 -+ 8.72
     more = list(range(1, 401))
-    assert (quantile_low(more, 0.95), quantile_high(more, 0.95)) == (366, 395)  # 380 -+ 13.08
+    assert (quantile_low(more, 0.95), quantile_high(more, 0.95)) == (362, 399)  # 380 -+ 17.44
     assert quantile_low([1.0, 2.0], 0.5) is None
 
 
 @pytest.mark.parametrize(
     ("limit", "canary", "champion", "goes"),
     [
-        (0.04, (100, 10), (1000, 10), True),
-        (0.041, (100, 10), (1000, 10), False),  # the lower bound is 0.0407
-        (0.04, (100, 10), (100, 1), False),  # surely above the limit, not surely above the champion
-        (0.04, (100, 10), (49, 0), True),  # too few of the champion's: the limit alone
-        (0.04, (49, 49), (1000, 0), False),  # too few of its own
-        (0.04, (50, 50), (1000, 0), True),
-        (0.04, (500, 500), (500, 500), False),  # the engine fails both
+        (0.03, (100, 10), (1000, 10), True),
+        (0.031, (100, 10), (1000, 10), False),  # the lower bound is 0.0308
+        (0.03, (100, 10), (100, 1), False),  # surely above the limit, not surely above the champion
+        (0.03, (100, 10), (49, 0), True),  # too few of the champion's: the limit alone
+        (0.03, (49, 49), (1000, 0), False),  # too few of its own
+        (0.03, (50, 50), (1000, 0), True),
+        (0.03, (500, 500), (500, 500), False),  # the engine fails both
     ],
 )
 def test_errors(limit: float, canary: tuple[int, int], champion: tuple[int, int], goes: bool) -> None:
@@ -75,20 +75,20 @@ def test_errors(limit: float, canary: tuple[int, int], champion: tuple[int, int]
 
 
 def test_the_reason_names_the_figures() -> None:
-    breach = judge(Canary(percent=5, max_error_rate=0.04), seen(100, 10), seen(1000, 10))
+    breach = judge(Canary(percent=5, max_error_rate=0.03), seen(100, 10), seen(1000, 10))
     assert breach is not None
-    assert breach.reason == ("it failed 10 of 100 requests, surely more than 4.0%; the champion 10 of 1000")
+    assert breach.reason == ("it failed 10 of 100 requests, surely more than 3.0%; the champion 10 of 1000")
 
 
 def test_latency_at_the_median() -> None:
-    # champion 0.10 .. 0.20: upper bound of the median is value 66 of 100, 0.165; canary's lower one value 35,
-    # 1.34 times its start. Twice as slow is surely so from 0.33 / 1.34 = 0.246 on.
+    # champion 0.10 .. 0.20: upper bound of the median is value 71 of 100, 0.17; canary's lower one value 30,
+    # 1.29 times its start. Twice as slow is surely so from 0.34 / 1.29 = 0.2636 on.
     limits = Canary(percent=5, max_latency_ratio=2.0)
-    assert judge(limits, seen(100, latency=0.2462), seen(100, latency=0.1)) is None
-    breach = judge(limits, seen(100, latency=0.2464), seen(100, latency=0.1))
+    assert judge(limits, seen(100, latency=0.2635), seen(100, latency=0.1)) is None
+    breach = judge(limits, seen(100, latency=0.2637), seen(100, latency=0.1))
     assert breach is not None
     assert breach.rule == "latency_p50"
-    assert "0.330 s" in breach.reason
+    assert "0.340 s" in breach.reason
     assert judge(limits, seen(49, latency=9.0), seen(100)) is None, "too few of its own"
     assert judge(limits, seen(100, latency=9.0), seen(49)) is None, "too few of the champion's"
 
@@ -99,7 +99,7 @@ def test_latency_in_the_tail() -> None:
     breach = judge(Canary(percent=5), tail, quick)
     assert breach is not None
     assert breach.rule == "latency_p95"
-    # value 950 - 20.7 = 929 is 0.1 here: the tail may be chance
+    # value 950 - 27.6 = 922 is 0.1 here: the tail may be chance
     assert judge(Canary(percent=5), Seen(1000, 0, [0.1] * 935 + [1.0] * 65), quick) is None
 
 
