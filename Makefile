@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM := .vllm
 VLLM_VERSION := 0.32.0
 
-.PHONY: demo test test-vllm check faults install vllm clean
+.PHONY: conformance demo test test-vllm check faults install vllm clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,11 @@ check: install
 
 test: install
 	$(BIN)/pytest
+
+# lm-eval as an outside check of the gateway's figures; it brings three dozen packages, so not into every `make test`.
+conformance: install
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[conformance]'
+	$(BIN)/pytest tests/integration/http/test_http_lm_eval.py
 
 # vLLM has an environment of its own, because it pins torch and transformers: its CPU build where no NVIDIA GPU answers.
 vllm: $(VLLM)/.installed
