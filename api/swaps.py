@@ -78,6 +78,8 @@ class _Ledger:
             serving.record_serving(session, assistant_id, alias, version_id, error)
 
     def demand(self, version_ids: Sequence[str]) -> Mapping[str, str]:
+        if not self._settings.starts_engines:
+            return dict.fromkeys(version_ids, "those at RATCHET_ENGINE_URL are not Ratchet's to start.")
         with self._sessions.begin() as session:
             return engines.demand_serving(session, version_ids, DEMAND_SECONDS)
 

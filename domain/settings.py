@@ -124,6 +124,11 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys(url for url in given if url))
 
     @property
+    def starts_engines(self) -> bool:
+        """Whether `ratchet up` runs the engines, so that a full version can have one started for it."""
+        return not self.engine_urls
+
+    @property
     def adapter_rank_limit(self) -> int | None:
         """Highest rank that the engine serves; None: the embedded one takes what a recipe may ask for."""
         return self.engine_max_rank if self.engine == "vllm" else None

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session, sessionmaker
 
+from domain.errors import EngineUnavailable
+from domain.settings import Settings
 from registry.claims import Claim
 from worker.brief import Brief
 from worker.journal import Journal
@@ -24,16 +26,14 @@ class Engines:
         brief: Brief,
         lease: Lease,
         journal: Journal,
-        *,
-        scores_prompts: bool,
+        settings: Settings,
     ) -> None:
-        """`scores_prompts`: see PatientEngine."""
         self._sessions = sessions
         self._claim = claim
         self._brief = brief
         self._lease = lease
         self._journal = journal
-        self._scores_prompts = scores_prompts
+        self._settings = settings
 
     @contextmanager
     def of_base(self) -> Iterator[PatientEngine]:
@@ -60,6 +60,12 @@ class Engines:
 
     @contextmanager
     def _started(self, model_id: str, folder: Path | None) -> Iterator[PatientEngine]:
+        if not self._settings.starts_engines:
+            raise EngineUnavailable(
+                "A whole model needs an inference engine started for it, and those at RATCHET_ENGINE_URL are "
+                "not Ratchet's to start.",
+                code="engine_refused",
+            )
         with (
             engine_for(
                 self._sessions, self._claim, model_id, folder, lease=self._lease, journal=self._journal
@@ -70,7 +76,8 @@ class Engines:
 
     @contextmanager
     def _engine(self, runs: str) -> Iterator[PatientEngine]:
+        scores_prompts = self._settings.scores_prompts
         with PatientEngine(
-            self._sessions, runs, self._lease, self._journal, scores_prompts=self._scores_prompts
+            self._sessions, runs, self._lease, self._journal, scores_prompts=scores_prompts
         ) as engine:
             yield engine

@@ -211,14 +211,7 @@ class Story:
             limit = self._settings.adapter_rank_limit
             check_candidate(candidate, self._base(brief), brief.base_model, limit)
         evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
-        engines = Engines(
-            self._sessions,
-            self._claim,
-            brief,
-            self._lease,
-            self._journal,
-            scores_prompts=self._settings.scores_prompts,
-        )
+        engines = Engines(self._sessions, self._claim, brief, self._lease, self._journal, self._settings)
         return evaluation.run(engines, candidate, self._parent_adapter(brief))
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:

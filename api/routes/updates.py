@@ -154,7 +154,7 @@ def recipe_for(
 
 def _require_servable(settings: Settings, recipe: Recipe, *, param: str) -> None:
     """Raises InvalidInput for a recipe whose version no engine here could serve."""
-    if recipe.version_kind == "full" and settings.engine_urls:
+    if recipe.version_kind == "full" and not settings.starts_engines:
         raise InvalidInput(
             f"{param}: 0 makes a whole model, which needs an engine started for it, and those at "
             "RATCHET_ENGINE_URL are not Ratchet's to start. Use 1 or more, or let `ratchet up` run engines.",

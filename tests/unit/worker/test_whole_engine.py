@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from domain.errors import EngineUnavailable
+from domain.settings import Settings
 from registry import engines, serving
 from registry.claims import Claim
 from registry.session import upgrade
 from registry.tables import Event, Update
 from tests.unit.registry.steps import Ledger, lines
 from worker import whole_engine
+from worker.brief import read_brief
+from worker.evaluation_engines import Engines
 from worker.journal import Journal
 from worker.lease import Interrupted, Stop
 from worker.whole_engine import engine_for
@@ -118,3 +122,21 @@ def test_a_successor_s_demand_is_left_alone(ledger: Ledger, update: Update) -> N
         with ledger.begin() as session:
             engines.demand_for_update(session, successor, update.id, "/candidate")
     assert asked_for(ledger) == [(update.id, "/candidate")]
+
+
+def test_it_is_not_waited_for_where_nobody_starts_engines(
+    ledger: Ledger, update: Update, tmp_path: Path
+) -> None:
+    claim = ledger.must_claim(update)
+    with ledger.begin() as session:
+        brief = read_brief(session, claim)
+    settings = Settings(home=tmp_path, engine_url="http://engine:8000")
+    lease: Any = Held()
+    evaluation = Engines(ledger.sessions, claim, brief, lease, Journal(ledger.sessions, claim), settings)
+    with (
+        pytest.raises(EngineUnavailable, match="not Ratchet's to start") as refused,
+        evaluation.of_candidate(tmp_path),
+    ):
+        pytest.fail("there is no engine")
+    assert refused.value.code == "engine_refused"  # which is not tried again
+    assert asked_for(ledger) == []
