@@ -177,7 +177,9 @@ def test_a_merged_version_is_the_exact_sum_of_two_adapters(
     model.save_student(tmp_path / "merged", "tiny")
     config = json.loads((tmp_path / "merged" / "adapter_config.json").read_text())
     assert config["r"] == 4 + 3
-    validate_adapter(tmp_path / "merged", json.loads((base_folder / "config.json").read_text()))
+    validate_adapter(
+        tmp_path / "merged", json.loads((base_folder / "config.json").read_text()), base_model="tiny"
+    )
     fresh = model.parameters("student")
     old = products(folder)
     new = products(tmp_path / "merged")
