@@ -1,4 +1,5 @@
-"""The running inference servers that RATCHET_ENGINE_URL names: each is registered when it first answers."""
+"""The running inference servers that RATCHET_ENGINE_URL names: each is registered when it first answers, and
+those that it named at an earlier start are forgotten."""
 
 import logging
 import time
@@ -28,11 +29,13 @@ class ConfiguredEngines:
         self._ask_at: dict[str, float] = {}
         """time.monotonic"""
         self._told: dict[str, str] = {}
+        self._looked = False
 
     def register(self, known: Sequence[Replica], used: Sequence[str]) -> bool:
-        """Whether a server was registered: as a replica of the first base model in `used` that it serves."""
+        """Whether the registered servers changed: each is a replica of the first base model in `used` that it
+        serves."""
+        changed = self._forget_unnamed(known)
         registered = {replica.url for replica in known}
-        changed = False
         for url in self._urls:
             if url in registered or not used or self._ask_at.get(url, 0.0) > time.monotonic():
                 continue
@@ -51,6 +54,18 @@ class ConfiguredEngines:
                 if cards:
                     self._tell(url, f"serves {names}, and no assistant has that base model")
         return changed
+
+    def _forget_unnamed(self, known: Sequence[Replica]) -> bool:
+        """Once, at the first look: while two settings are in use, each process registers its own list."""
+        unnamed = [replica.url for replica in known if replica.url not in self._urls]
+        first, self._looked = not self._looked, True
+        if not first or not self._urls or not unnamed:
+            return False
+        with self._sessions.begin() as session:
+            for url in unnamed:
+                serving.remove_replica(session, url)
+        logger.info("forgot %s: RATCHET_ENGINE_URL does not name it", ", ".join(unnamed))
+        return True
 
     def _models(self, url: str) -> list[dict[str, Any]]:
         try:

@@ -100,3 +100,27 @@ def test_a_server_that_did_not_answer_is_asked_again_after_a_while(
         assert not engines.register([], ["org/model"])
         clock[0] += configured_engines.AGAIN_SECONDS
         assert engines.register([], ["org/model"])
+
+
+def test_servers_of_an_earlier_list_are_forgotten_at_the_start_only(new_sqlite: NewDatabase) -> None:
+    sessions = make_sessions(make_engine(new_sqlite(True)))
+
+    def add(*urls: str) -> None:
+        with sessions.begin() as session:
+            for url in urls:
+                serving.register_replica(session, url, "org/model", "served")
+
+    def look(engines: ConfiguredEngines) -> tuple[bool, list[str]]:
+        with sessions.begin() as session:
+            known = serving.replicas(session)
+        changed = engines.register(known, ["org/model"])
+        with sessions.begin() as session:
+            return changed, sorted(replica.url for replica in serving.replicas(session))
+
+    add("http://old:1", "http://kept:1")
+    engines = ConfiguredEngines(["http://kept:1"], sessions)
+    assert look(engines) == (True, ["http://kept:1"])
+    add("http://other:1")  # by a process with another list
+    assert look(engines) == (False, ["http://kept:1", "http://other:1"])
+    # Without a list, engines are registered by `ratchet up`.
+    assert look(ConfiguredEngines([], sessions)) == (False, ["http://kept:1", "http://other:1"])
