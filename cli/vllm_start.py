@@ -30,7 +30,8 @@ def command(settings: Settings, base_model: str, folder: Path, port: str, *, gpu
     """`folder` holds the base model, which is served as `base_model`.
 
     On the CPU vLLM gives requests for the bare base the adapter in its last slot, when they share a batch
-    with an adapter's. There `base_model` is an adapter of zeros, and nobody asks for the bare base.
+    with an adapter's. There `base_model` is an adapter of zeros, which is written below the home, and
+    nobody asks for the bare base.
     """
     extra = shlex.split(settings.vllm_args)
     made = [str(settings.vllm_python), "-m", "vllm.entrypoints.openai.api_server"]
