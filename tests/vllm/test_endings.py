@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.vllm.adapters import BASE, weights, write
 from tests.vllm.server import Server, serving
@@ -28,6 +29,19 @@ def test_an_adapter_pushed_out_whose_folder_is_gone_ends_the_server(tmp_path: Pa
             assert server.load(f"pushing-{number}", folder).status_code == 200
             server.score(f"pushing-{number}")
         assert ended_by(server, "gone")
+
+
+def test_its_processes_outlive_a_killed_server(tmp_path: Path) -> None:
+    """So a guard leads their group, and the supervisor ends the group."""
+    with serving(tmp_path) as server:
+        [api] = psutil.Process(server.process.pid).children()
+        engine = api.children(recursive=True)
+        assert len(engine) >= 2
+        api.kill()
+        assert server.died(), "the guard ends with the server"
+        gone, left = psutil.wait_procs(engine, timeout=10)
+        assert left, f"vLLM is mended: {gone} ended by themselves"
+    assert not psutil.wait_procs(left, timeout=10)[1]
 
 
 def test_a_prompts_logprobs_end_a_server_whose_output_layer_takes_adapters(tmp_path: Path) -> None:
