@@ -2,9 +2,9 @@
 
 import json
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator
 
 from api.errors import invalid_input
 from api.fields import Body, Name, Text
@@ -29,6 +29,7 @@ _NOT_OURS = frozenset({"method", "seed", "num_epochs"})
 _OPENAIS = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
 """Hyperparameters that may be `auto`."""
 
+LabelKey = Annotated[Text, Field(max_length=64)]
 Label = Annotated[Text, Field(max_length=512)]
 
 
@@ -45,18 +46,15 @@ class NewJob(Body):
     method: dict[str, JsonValue] | None = None
     suffix: Name | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    metadata: Annotated[dict[Annotated[Text, Field(max_length=64)], Label], Field(max_length=16)] | None = (
-        None
-    )
+    metadata: Annotated[dict[LabelKey, Label], Field(max_length=16)] | None = None
     integrations: list[JsonValue] | None = None
 
-    @model_validator(mode="after")
-    def _nothing_that_is_not_done(self) -> Self:
-        if self.integrations:
-            raise ValueError(
-                "'integrations' is not supported; the job's events and result file have its metrics"
-            )
-        return self
+    @field_validator("integrations")
+    @classmethod
+    def _none(cls, integrations: list[JsonValue] | None) -> list[JsonValue] | None:
+        if integrations:
+            raise ValueError("not supported; the job's events and result file have its metrics")
+        return integrations
 
     def recipe(self, settings: Settings, parameter_count: int) -> Recipe:
         """The default of a base model of that size with what the job asks for.
@@ -91,7 +89,7 @@ class NewJob(Body):
         """Name of the skill that the demonstrations go to. Raises InvalidInput for a bad `metadata.skill`."""
         named = (self.metadata or {}).get("skill")
         if named is not None:
-            if not re.match(NAME_PATTERN, named):
+            if not re.fullmatch(NAME_PATTERN, named):
                 raise InvalidInput(
                     f"metadata.skill: '{named}' does not match {NAME_PATTERN}.", param="metadata.skill"
                 )

@@ -7,7 +7,7 @@ wrote on it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from domain.errors import NotFound
@@ -72,7 +72,7 @@ def list_jobs(
     """Newest first; with `labels`, only jobs that carry all of them."""
     rows = select(FineTuningJob).where(FineTuningJob.team_id == team_id)
     for key, value in (labels or {}).items():
-        rows = rows.where(FineTuningJob.labels[key].as_string() == value)
+        rows = rows.where(_carries(session, key, value))
     return read_page(
         session,
         rows,
@@ -82,6 +82,13 @@ def list_jobs(
         limit=limit,
         newest_first=True,
     )
+
+
+def _carries(session: Session, key: str, value: str) -> ColumnElement[bool]:
+    """Compares decoded keys: a JSON path would miss one with a quote, a backslash or beyond ASCII."""
+    each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
+    pair = each(FineTuningJob.labels).table_valued("key", "value")
+    return select(pair.c.key).where(pair.c.key == key, pair.c.value == value).exists()
 
 
 def updates_of(session: Session, jobs: Sequence[FineTuningJob]) -> dict[str, Update]:

@@ -354,7 +354,12 @@ def test_a_base_model_with_a_suffix_becomes_an_assistant(
         ({"model": "nobody"}, 404, "model", "model_not_found"),
         ({"model": "support@v9"}, 404, "model", "model_not_found"),
         ({"training_file": "file_none"}, 404, "training_file", "not_found"),
-        ({"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]}, 400, None, "invalid_input"),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "x"}}]},
+            400,
+            "integrations",
+            "invalid_input",
+        ),
         ({"suffix": "Not A Name"}, 400, "suffix", "invalid_input"),
         ({"method": {"type": "dpo"}}, 400, "method.type", "invalid_input"),
         (

@@ -108,7 +108,16 @@ def test_jobs_are_found_by_their_labels(ledger: Ledger) -> None:
     assistant, skill, first = queued(ledger)
     ledger.teach(assistant, skill, lines(3, 6))
     second = ledger.queue(assistant)
-    one = job_of(ledger, first, team="red", run="1")
+    odd = {
+        "a.b": "dot",
+        "a'b": "quote",
+        "$[0]": "path",
+        'a"b': "quotes",
+        "": "empty",
+        "a\\b": "backslash",
+        "é 1": "é",
+    }
+    one = job_of(ledger, first, team="red", run="1", **odd)
     two = job_of(ledger, second, team="red", run="2")
     with ledger.begin() as session:
 
@@ -119,6 +128,9 @@ def test_jobs_are_found_by_their_labels(ledger: Ledger) -> None:
         assert found(team="red") == [two.id, one.id]
         assert found(team="red", run="1") == [one.id]
         assert found(other="x") == []
+        for key, value in odd.items():
+            assert found(**{key: value}) == [one.id], key
+            assert found(**{key: "x"}) == [], key
 
 
 def test_progress_counts_all_tokens_and_takes_the_newest_estimate(ledger: Ledger) -> None:
