@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 """Seen by no client: the status under which a request that its client gave up is counted."""
+_UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Proxies on the way pass each event on as it comes."""
 ERROR_EVENTS = (b'data: {"error"', b'data:{"error"')
 
 
@@ -33,7 +35,7 @@ class EngineStream(StreamingResponse):
     ) -> None:
         """`on_line` hears the engine's lines; `on_end` 200, or the status that the reply would have had if
         it had not begun."""
-        super().__init__(self._events(upstream, model), media_type="text/event-stream")
+        super().__init__(self._events(upstream, model), headers=_UNBUFFERED, media_type="text/event-stream")
         self._upstream = upstream
         self._on_line = on_line
         self._on_end = on_end
@@ -107,6 +109,8 @@ def engine_refusal(upstream: Upstream, content: bytes, model: str) -> JSONRespon
         logger.error("engine %s: HTTP %d: %s", upstream.lease.url, status, message)
         return error_response(502, "The inference engine failed on this request.", code="engine_error")
     headers = None
+    if status == 400 and "maximum context length" in message:
+        code = "context_length_exceeded"  # what OpenAI's users look for when a prompt is too long
     if status == 429:
         code = code or Overloaded.code
         headers = {"retry-after": f"{retry_after(upstream.response) or Overloaded.retry_after_seconds:g}"}

@@ -104,9 +104,16 @@ def _user(body: dict[str, Any], request: Request) -> str | None:
 
 def _json_object(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_constant=_no_number)
+        # Half of a surrogate pair is no character: it could not be sent on.
+        if b"\\ud" in content.lower() or b"\xed" in content:
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidInput("The request body is not valid JSON.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise InvalidInput("The request body is not a JSON object.")
     return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")

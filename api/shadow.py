@@ -100,7 +100,7 @@ class Shadows:
         started_at = time.perf_counter()
         try:
             upstream = await attempt(
-                self._engines, lease, one.path, one.payload, one.request_id, self._patience
+                self._engines, lease, one.path, one.payload, f"{one.request_id}-shadow", self._patience
             )
         except (EngineUnavailable, httpx.TransportError) as error:
             logger.warning("shadow %s: %s", lease.engine_model, error)

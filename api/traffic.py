@@ -4,7 +4,6 @@ The event loop alone calls what changes state here; `plans` is replaced as a who
 """
 
 import random
-import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -58,8 +57,8 @@ class TrafficControl:
             return None
         route = self._canary_route(plan)
         if plan.canary is not None and route is not None:
-            known = user if user is not None else secrets.token_hex(8)
-            if share_of(plan.assistant_id, route.version_id, known) < plan.canary.percent / 100:
+            place = share_of(plan.assistant_id, route.version_id, user) if user else random.random()
+            if place < plan.canary.percent / 100:
                 return Side(plan, "canary", plan.canary.alias)
         return Side(plan, "champion", CHAMPION, self._shadow(plan))
 

@@ -38,10 +38,13 @@ class TrafficKeeper:
             self._control.plans = {(plan.team_id, plan.assistant_name): plan for plan in found}
 
     async def run(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._judge())
-            tasks.create_task(self._keep())
+        """Until cancelled. A canary that nobody judges gets nothing."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._judge())
+                tasks.create_task(self._keep())
+        finally:
+            self._control.plans = {}
 
     async def flush(self) -> None:
         """Write the figures down."""

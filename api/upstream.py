@@ -177,7 +177,11 @@ async def attempt(
         async with asyncio.timeout(seconds):
             response = await client.send(request, stream=True)
             rest = response.aiter_bytes()
-            first = await anext(rest, b"") if streamed and response.is_success else b""
+            first = b""
+            if streamed and response.is_success:
+                first = await anext(rest, b"")
+                if not first:
+                    raise httpx.RemoteProtocolError("the stream ended before it began")
         return Upstream(lease, response, patience, first, rest)
     except BaseException as error:
         if response is not None:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from engine.errors import BadRequest
+
 MAX_LOGPROBS = 20
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0,),
@@ -76,13 +78,14 @@ class SamplingFields(BaseModel):
             for field, neutral in _NEUTRAL.items():
                 value = body.get(field)
                 if value is not None and value not in neutral:
-                    raise ValueError(f"'{field}' is not supported by this engine")
+                    # Not a ValueError: pydantic would forget which field it was.
+                    raise BadRequest(f"'{field}' is not supported by this engine", param=field)
         return body
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "SamplingFields":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("'stream_options' is only allowed when 'stream' is true")
+            raise BadRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
         return self
 
     @property
@@ -127,7 +130,7 @@ class ChatBody(SamplingFields):
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> "ChatBody":
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("when using 'top_logprobs', 'logprobs' must be true")
+            raise BadRequest("when using 'top_logprobs', 'logprobs' must be true", param="top_logprobs")
         return self
 
 

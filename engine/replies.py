@@ -95,7 +95,7 @@ class ChatReply:
             entry = self._score(scored.token, scored.logprob)
             entry["top_logprobs"] = [self._score(token, value) for token, value in scored.top]
             content.append(entry)
-        return {"content": content}
+        return {"content": content, "refusal": None}
 
     def _score(self, token: int, logprob: float) -> Json:
         return {"token": self._texts.of(token), "logprob": logprob, "bytes": self._texts.bytes_of(token)}

@@ -156,14 +156,16 @@ async def _events(
     with closing:
         try:
             opened = False
+            # Asked for usage, OpenAI's chunks have the field from the first one on.
+            unused = {"usage": None} if body.include_usage else {}
             async for output in inbox.outputs():
                 if not opened:  # not before there is news: until then, whoever waits may ask elsewhere
                     opened = True
                     for index in range(len(inbox.sequences)):
                         for chunk in reply.opening(index):
-                            yield _event(chunk)
+                            yield _event({**chunk, **unused})
                 for chunk in reply.chunks(output):
-                    yield _event(chunk)
+                    yield _event({**chunk, **unused})
             if body.include_usage:
                 yield _event(reply.usage_chunk(usage(inbox.sequences, body.n)))
         except EngineError as error:

@@ -1,7 +1,7 @@
 """How an assistant's traffic is shared out between champion, canary and shadow."""
 
 import re
-from typing import Annotated
+from typing import Annotated, cast
 
 from fastapi import APIRouter, Header, Response
 from sqlalchemy.orm import Session
@@ -98,9 +98,8 @@ def _reply(
 
 def _figures_reply(row: TrafficFigures, version: str) -> TrafficFiguresReply:
     latency = {int(bucket): count for bucket, count in row.latency.items()}
-    role: Role = "champion" if row.role == "champion" else "canary" if row.role == "canary" else "shadow"
     return TrafficFiguresReply(
-        role=role,
+        role=cast(Role, row.role),
         version=version,
         requests=row.requests,
         errors=row.errors,

@@ -37,6 +37,8 @@ class Engine:
         """While set, chats begin no reply."""
         self.break_off = 0
         """Completions, from now on, that end by a broken connection after their first word."""
+        self.empty = 0
+        """Streams, from now on, that end before they begin."""
         self.abandoned = threading.Event()
         """A client went away before its completion was whole."""
         self.app = FastAPI()
@@ -127,6 +129,9 @@ class Engine:
         )
 
     async def _events(self, model: str) -> AsyncIterator[str]:
+        if self.empty:
+            self.empty -= 1
+            return
         try:
             for number, word in enumerate(WORDS):
                 choice = {

@@ -1,6 +1,7 @@
 """The gateway in front of an engine that answers, refuses, breaks off and goes away."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def test_a_stream_passes_chunk_by_chunk(stack: Stack) -> None:
     stack.engine.gate.clear()
     with stack.stream() as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
+        assert reply.headers["x-accel-buffering"] == "no"
         assert reply.headers["x-model-version"] == "v0"
         chunks = contents(reply)
         # The engine is still in the middle of its answer.
@@ -102,6 +104,14 @@ def test_an_unknown_model_is_404(stack: Stack, model: str, stream: bool) -> None
     [
         (b"{", None, "invalid_json"),
         (b"[]", None, "invalid_input"),
+        (b'{"model": "support", "messages": [], "temperature": NaN}', None, "invalid_json"),
+        (b'{"model": "support", "messages": [{"content": "\\uD800"}]}', None, "invalid_json"),
+        (
+            b'{"model": "support", "messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
+            None,
+            "invalid_json",
+        ),
+        (b"[" * 100_000, None, "invalid_json"),
         (b"{}", "model", "invalid_input"),
         (b'{"model": 7}', "model", "invalid_input"),
         (b'{"model": "support", "stream": "yes"}', "stream", "invalid_input"),
@@ -132,6 +142,20 @@ def test_the_engines_refusal_passes_under_our_name(stack: Stack) -> None:
     stack.await_no_leases()
 
 
+def test_every_character_passes(stack: Stack) -> None:
+    words = "\ud55c\uae00 \U0001f642 \u2028 \0 e\u0301"
+    for ascii_only in (True, False):
+        body = json.dumps({**ASK, "messages": [{"role": "user", "content": words}]}, ensure_ascii=ascii_only)
+        assert stack.client.post(CHAT, content=body.encode()).status_code == 200
+    assert [request["messages"][0]["content"] for request in stack.engine.requests] == [words, words]
+
+
+def test_a_prompt_that_is_too_long_has_openais_code(stack: Stack) -> None:
+    message = "This model's maximum context length is 8 tokens. However, your request has 9 input tokens."
+    stack.engine.refuse = 400, {"error": {"message": message, "param": "messages", "code": 400}}
+    refused(stack.client.post(CHAT, json=ASK), 400, param="messages", code="context_length_exceeded")
+
+
 def test_the_engines_failure_is_not_told(stack: Stack) -> None:
     stack.engine.refuse = 500, {"error": {"message": "Traceback: secret", "code": 500}}
     reply = stack.client.post(CHAT, json=ASK)
@@ -158,6 +182,16 @@ def test_a_stream_that_breaks_off_ends_with_an_error(stack: Stack) -> None:
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
     assert len(stack.engine.requests) == 1  # never sent again once the reply had begun
+    stack.await_no_leases()
+
+
+@pytest.mark.parametrize(("empty", "status"), [(1, 200), (2, 503)])
+def test_a_stream_without_a_byte_has_not_begun(stack: Stack, empty: int, status: int) -> None:
+    stack.engine.empty = empty
+    with stack.stream() as reply:
+        assert reply.status_code == status
+        reply.read()
+    assert len(stack.engine.requests) == 2
     stack.await_no_leases()
 
 

@@ -95,12 +95,92 @@ def test_completions_carry_logprobs(client: openai.OpenAI) -> None:
     assert all(value is not None and value < 0 for value in logprobs.token_logprobs[1:])
 
 
+def test_several_choices_are_drawn_by_seed_and_end_at_a_stop(client: openai.OpenAI) -> None:
+    fields: Any = {"model": "support@v0", "messages": MESSAGES, "max_tokens": 8, "temperature": 1, "n": 3}
+    first = client.chat.completions.create(**fields, seed=11)
+    again = client.chat.completions.create(**fields, seed=11)
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in again.choices]
+    assert len(set(texts)) > 1
+    assert [choice.index for choice in first.choices] == [0, 1, 2]
+    assert first.usage is not None
+    assert first.usage.completion_tokens == 24
+    streamed = ["", "", ""]
+    for chunk in client.chat.completions.create(**fields, seed=11, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert streamed == texts
+    _, whole = ask(client, "support@v0")
+    stop = whole[3:5]
+    cut = client.chat.completions.create(
+        model="support@v0", messages=MESSAGES, temperature=0, max_tokens=12, stop=[stop]
+    )
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.choices[0].message.content == whole[: whole.index(stop)]
+
+
+def test_logprobs_are_the_same_whole_and_streamed(client: openai.OpenAI) -> None:
+    fields: Any = {"model": "support@v0", "messages": MESSAGES, "max_tokens": 5, "temperature": 0}
+    fields |= {"logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**fields).choices[0].logprobs
+    assert whole is not None
+    assert whole.content is not None
+    assert [len(token.top_logprobs) for token in whole.content] == [2] * 5
+    assert all(token.logprob == token.top_logprobs[0].logprob <= 0 for token in whole.content)
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(**fields, stream=True)
+        for choice in chunk.choices
+        if choice.logprobs is not None
+        for token in choice.logprobs.content or []
+    ]
+    assert [token.token for token in streamed] == [token.token for token in whole.content]
+    assert [token.logprob for token in streamed] == pytest.approx([token.logprob for token in whole.content])
+
+
+def test_a_completion_streamed_is_the_completion_whole(client: openai.OpenAI) -> None:
+    fields: Any = {"model": "support@v0", "prompt": ["abc", "xyz"], "max_tokens": 6, "temperature": 0}
+    whole = client.completions.create(**fields)
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens == 6
+    streamed, usage = ["", ""], None
+    for chunk in client.completions.create(**fields, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == [choice.text for choice in whole.choices]
+    assert usage == whole.usage
+
+
+def test_what_the_engine_cannot_do_names_its_field(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError, match="not supported") as caught:
+        client.chat.completions.create(model="support", messages=MESSAGES, tools=[tool])
+    assert caught.value.param == "tools"
+    with pytest.raises(openai.BadRequestError) as options:
+        client.chat.completions.create(
+            model="support", messages=MESSAGES, extra_body={"stream_options": {"include_usage": True}}
+        )
+    assert options.value.param == "stream_options"
+    assert options.value.request_id is not None
+
+
+def test_the_async_client_raises_the_same(stack: Stack) -> None:
+    async def wrong() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="x", max_retries=0) as one:
+            with pytest.raises(openai.NotFoundError):
+                await one.chat.completions.create(model="nobody", messages=MESSAGES, stream=True)
+
+    asyncio.run(wrong())
+
+
 def test_refusals_arrive_as_the_clients_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="nobody", messages=MESSAGES)
     assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.BadRequestError, match="maximum context length is 128 tokens"):
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 128 tokens") as long:
         client.chat.completions.create(model="support", messages=[{"role": "user", "content": "x" * 200}])
+    assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(model="support", messages=MESSAGES, temperature=-1)
     assert wrong.value.param == "temperature"

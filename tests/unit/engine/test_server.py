@@ -81,6 +81,7 @@ def test_chat_stream(
     assert reasons == [None] * (len(reasons) - 1) + ["length"]
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == 12
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks[:-1])
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     assert len(chunks) > 5
@@ -111,6 +112,8 @@ def test_chat_logprobs_and_n(client: openai.OpenAI) -> None:
     assert reply.usage.prompt_tokens == again.usage.prompt_tokens == ask(client).usage.prompt_tokens
     for choice in reply.choices:
         scores = choice.logprobs.content
+        assert choice.logprobs.refusal is None
+        assert "refusal" in choice.logprobs.model_fields_set
         assert len(scores) == 6
         assert all(len(score.top_logprobs) == 2 for score in scores)
         assert all(score.logprob <= score.top_logprobs[0].logprob <= 0 for score in scores)
@@ -234,10 +237,16 @@ def test_models_and_health(http: httpx.Client, model_dir: Path) -> None:
         ("chat/completions", {"temperature": -1}, 400, "temperature", "greater than or equal to 0"),
         ("chat/completions", {"top_p": 0}, 400, "top_p", "greater than 0"),
         ("chat/completions", {"n": 0}, 400, "n", "greater than or equal to 1"),
-        ("chat/completions", {"presence_penalty": 0.5}, 400, None, "'presence_penalty' is not supported"),
-        ("chat/completions", {"tools": [{}]}, 400, None, "'tools' is not supported"),
-        ("chat/completions", {"top_logprobs": 2}, 400, None, "'logprobs' must be true"),
-        ("chat/completions", {"stream_options": {}}, 400, None, "'stream' is true"),
+        (
+            "chat/completions",
+            {"presence_penalty": 0.5},
+            400,
+            "presence_penalty",
+            "'presence_penalty' is not supported",
+        ),
+        ("chat/completions", {"tools": [{}]}, 400, "tools", "'tools' is not supported"),
+        ("chat/completions", {"top_logprobs": 2}, 400, "top_logprobs", "'logprobs' must be true"),
+        ("chat/completions", {"stream_options": {}}, 400, "stream_options", "'stream' is true"),
         (
             "chat/completions",
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
@@ -259,7 +268,7 @@ def test_models_and_health(http: httpx.Client, model_dir: Path) -> None:
         ("completions", {"prompt": [99999]}, 400, "prompt", "out of vocabulary"),
         ("completions", {"max_tokens": 0}, 400, "max_tokens", "'echo'"),
         ("completions", {"logprobs": 21}, 400, "logprobs", "less than or equal to 20"),
-        ("completions", {"suffix": "x"}, 400, None, "'suffix' is not supported"),
+        ("completions", {"suffix": "x"}, 400, "suffix", "'suffix' is not supported"),
     ],
 )
 def test_refusals(
