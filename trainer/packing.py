@@ -14,8 +14,8 @@ from torch import Tensor
 PACK_TOKENS = 192
 """Tokens of a pack, unless one sequence is longer: a pack's attention is dense."""
 BATCH_TOKENS = 1024
-"""Padded tokens in one forward pass with gradients: bounds activation memory. Twice as many save a twentieth of
-the time on a CPU and take two thirds more memory."""
+"""Padded tokens in one forward pass with gradients: bounds activation memory. Twice as many save a twentieth
+of the time on a CPU and take two thirds more memory."""
 
 
 @dataclass(frozen=True)

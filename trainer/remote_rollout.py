@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from domain.errors import TrainingFailed, TrainingRefused
@@ -89,11 +90,13 @@ class RemoteRollouts:
         def attempt() -> None:
             self._fill(answers, self._ready(adapter), prompts, limits, sampling)
 
-        self._insist(attempt, lambda: len(answers))
         try:
-            self._clean_up()
-        except ServerAway as away:  # the next round will
-            log.warning("%s stays loaded for now: %s", adapter, away)
+            self._insist(attempt, lambda: len(answers))
+        finally:
+            try:
+                self._clean_up()
+            except ServerAway as away:  # the next round will, or the next start
+                log.warning("%s stays loaded for now: %s", adapter, away)
         return [answers[row] for row in range(len(prompts))]
 
     def _insist(self, attempt: Callable[[], None], progress: Callable[[], int] = lambda: 0) -> None:
@@ -167,23 +170,15 @@ class RemoteRollouts:
         if self._folder.exists():
             shutil.rmtree(self._folder)
 
-    @torch.no_grad()
     def _compare(
         self, role: Role | None, prompts: Sequence[list[int]], answers: Sequence[Sample], sampling: Sampling
     ) -> float:
         """The gap on some answers, evenly spread. Raises TrainingRefused when it is too wide."""
         step = max(1, len(answers) // CHECKED_ANSWERS)
-        rows = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)][::step]
-        with self._model.using(role):
-            states = all_response_states(self._model, [(prompt, a.tokens) for prompt, a in rows])
-            head = self._model.head
-            gaps = []
-            for hidden, (_, answer) in zip(states, rows, strict=True):
-                logits = functional.linear(hidden, head).float() / sampling.temperature
-                tokens = torch.tensor(answer.tokens, device=logits.device)[:, None]
-                own = logits.log_softmax(-1).gather(1, tokens)[:, 0]
-                gaps.append((own - torch.tensor(answer.logprobs, device=own.device)).abs())
-        gap = float(torch.cat(gaps).mean())
+        checked = answers[::step]
+        rows = [(prompt, a.tokens) for prompt, a in zip(prompts[::step], checked, strict=True)]
+        own = logprobs_of(self._model, role, rows, sampling.temperature)
+        gap = float((own - torch.tensor([value for a in checked for value in a.logprobs])).abs().mean())
         if not gap <= WIDEST_GAP:
             raise self._apart(gap, sampling)
         return gap
@@ -204,6 +199,21 @@ class RemoteRollouts:
                 "; or it reports them after top_p, which vLLM does with --logprobs-mode processed_logprobs"
             )
         return TrainingRefused(f"{message}.", param="rollout_url", code="rollout_server_differs")
+
+
+@torch.no_grad()
+def logprobs_of(
+    model: Model, role: Role | None, rows: Sequence[tuple[list[int], list[int]]], temperature: float
+) -> Tensor:
+    """Log-probabilities of all tokens of the answers in (prompt, answer), one after another, on the CPU."""
+    found = []
+    with model.using(role):
+        states = all_response_states(model, rows)
+        for hidden, (_, answer) in zip(states, rows, strict=True):
+            logits = functional.linear(hidden, model.head).float() / temperature
+            tokens = torch.tensor(answer, device=logits.device)[:, None]
+            found.append(logits.log_softmax(-1).gather(1, tokens)[:, 0].cpu())
+    return torch.cat(found)
 
 
 def row_seed(seed: int, row: int) -> int:

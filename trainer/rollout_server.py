@@ -43,20 +43,21 @@ class RolloutServer:
     server refuses and would refuse again."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        try:
-            self._http = httpx.Client(
-                base_url=self.url,
-                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-                limits=httpx.Limits(max_connections=IN_FLIGHT, keepalive_expiry=KEEP_ALIVE_SECONDS),
-                trust_env=False,
-                # Reading the certificate store takes up to half a second: not for plain HTTP.
-                verify=self.url.startswith("https:"),
-            )
-        except httpx.InvalidURL as invalid:
+        if not url.startswith(("http://", "https://")):
             raise TrainingRefused(
-                f"rollout_url {url!r} is no URL: {invalid}", param="rollout_url", code="rollout_url_invalid"
-            ) from invalid
+                f"rollout_url {url!r} is not a URL like http://127.0.0.1:8000",
+                param="rollout_url",
+                code="rollout_url_invalid",
+            )
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=IN_FLIGHT, keepalive_expiry=KEEP_ALIVE_SECONDS),
+            trust_env=False,
+            # Reading the certificate store takes up to half a second: not for plain HTTP.
+            verify=self.url.startswith("https:"),
+        )
 
     def close(self) -> None:
         self._http.close()

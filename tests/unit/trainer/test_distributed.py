@@ -27,7 +27,7 @@ from domain.training import (
 )
 from tests.unit.trainer.builders import demonstration
 from tests.unit.trainer.conftest import RECIPE
-from tests.unit.trainer.together import PLAN, Planned
+from tests.unit.trainer.together import Planned, launch
 from trainer import distributed
 from trainer.run import Interrupted, train
 
@@ -75,7 +75,7 @@ class Outcomes:
         ]
         planned += [self._plan("cut", name, sharded=sharded, stop_after=3) for name, sharded in CUT.items()]
         planned.append(self._plan("from one", "full", sharded=True))
-        self._launch(planned)
+        launch(planned, self._folder / "plan.json")
 
     def job(self, layout: str, name: str) -> TrainingJob:
         skill = SkillToTeach(
@@ -113,20 +113,6 @@ class Outcomes:
             stop_after=stop_after,
             lines=self._folder / layout / f"{name}.lines",
         )
-
-    def _launch(self, planned: list[Planned]) -> None:
-        plan = self._folder / "plan.json"
-        plan.write_bytes(PLAN.dump_json(planned))
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = subprocess.run(
-            [*torchrun, "-m", "tests.unit.trainer.together", str(plan)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=1500,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")

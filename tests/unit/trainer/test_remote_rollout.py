@@ -1,6 +1,7 @@
 """Rollouts from a real engine process that serves the tiny model in float32, as the trainer runs it here."""
 
 import math
+import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from domain.errors import TrainingFailed, TrainingRefused
-from domain.training import ROLLOUT_SERVER_AWAY, StepLine, TrainerLine, TrainingJob
+from domain.training import ROLLOUT_SERVER_AWAY, TRAINER_LINE, StepLine, TrainerLine, TrainingJob
 from tests.unit.engine.conftest import Server, start_server
 from tests.unit.trainer.test_resume import run, state
+from tests.unit.trainer.together import Planned, launch
 from trainer import remote_rollout
 from trainer.adapted_model import AdaptedModel
 from trainer.loading import load_model
@@ -263,6 +265,37 @@ def train_until(job: TrainingJob, step: int, then: Callable[[], bool]) -> None:
             taken.append(line.step)
 
     train(job, hear, lambda: bool(taken) and taken[-1] == step and then())
+
+
+@pytest.mark.timeout(1600)
+def test_two_processes_train_on_the_answers_that_the_first_asked_for(
+    remote_job: TrainingJob, tmp_path: Path
+) -> None:
+    recipe = remote_job.recipe.model_copy(update={"max_steps": 3, "rollout_every": 2})
+    one = remote_job.model_copy(update={"recipe": recipe})
+    alone = [line for line in run(one) if isinstance(line, StepLine)]
+    planned = []
+    for name, sharded in (("replicated", False), ("sharded", True)):
+        folders = {"checkpoint_dir": str(tmp_path / name / "ck"), "output_dir": str(tmp_path / name / "out")}
+        (tmp_path / name).mkdir()
+        job = one.model_copy(update=folders)
+        planned.append(Planned(job=job, sharded=sharded, stop_after=None, lines=tmp_path / name / "lines"))
+    launch(planned, tmp_path / "plan.json")
+    for name in ("replicated", "sharded"):
+        for rank in (0, 1):
+            raw = (tmp_path / name / f"lines.{rank}").read_text().splitlines()
+            found = [line for line in map(TRAINER_LINE.validate_json, raw) if isinstance(line, StepLine)]
+            for line, expected in zip(found, alone, strict=True):
+                assert line.loss == pytest.approx(expected.loss, rel=1e-3)
+                assert line.response_tokens == expected.response_tokens
+                assert line.importance_max == pytest.approx(expected.importance_max, rel=1e-2)
+                assert (line.rollout_gap is None) == (expected.rollout_gap is None)
+                assert line.rollout_gap is None or line.rollout_gap < 1e-3
+
+
+def test_a_failure_travels_between_processes_whole() -> None:
+    away = pickle.loads(pickle.dumps(TrainingFailed("gone", code=ROLLOUT_SERVER_AWAY)))
+    assert (type(away), away.message, away.code) == (TrainingFailed, "gone", ROLLOUT_SERVER_AWAY)
 
 
 def test_recorded_ratios_by_hand(job: TrainingJob) -> None:

@@ -4,6 +4,7 @@ In float32 whatever the hardware prefers, so that one process and several can be
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,21 @@ class Planned(BaseModel):
 
 
 PLAN = TypeAdapter(list[Planned])
+
+
+def launch(planned: list[Planned], plan: Path) -> None:
+    """Run them in two processes; `plan` is written."""
+    plan.write_bytes(PLAN.dump_json(planned))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "tests.unit.trainer.together", str(plan)],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def run(planned: Planned) -> None:
