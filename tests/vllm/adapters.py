@@ -1,12 +1,16 @@
-"""Adapters for the small real model, made without training: whole ones, and every kind of broken one."""
+"""Versions of the small real model, made without training."""
 
 import json
+import mmap
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+
+from serving.validation import read_header
 
 BASE = "smollm2-135m-instruct"
 LAYERS = 30
@@ -61,3 +65,14 @@ def overwrite(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Other weights in one step, so that no reader sees half of them."""
     save_file(dict(tensors), folder / "new.safetensors")
     (folder / "new.safetensors").rename(folder / "adapter_model.safetensors")
+
+
+def write_whole(folder: Path, base: Path) -> Path:
+    """The whole model with half of its last norm at zero, which changes every answer plainly."""
+    shutil.copytree(base, folder)
+    weights_file = folder / "model.safetensors"
+    with weights_file.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        norm = read_header(data, weights_file)["model.norm.weight"]
+        middle = (norm.start + norm.stop) // 2
+        data[middle : norm.stop] = bytes(norm.stop - middle)
+    return folder

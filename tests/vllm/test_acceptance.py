@@ -10,13 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from artifacts import base_models
 from artifacts.opening import open_store
 from domain.settings import Settings
 from registry.session import make_engine, make_sessions
 from tests.acceptance import test_demo_short as on_the_embedded_engine
 from tests.integration.http.publishing import add_version
 from tests.integration.test_up import Up, processes_of, until
-from tests.vllm.adapters import BASE, weights, write
+from tests.vllm.adapters import BASE, weights, write, write_whole
 from tests.vllm.server import PROMPT, START_SECONDS
 
 SAME = 0.2
@@ -136,6 +137,43 @@ def test_versions_swap_under_load_roll_back_and_survive_a_killed_engine(home: Pa
             assert (version, values) == ("v2", pytest.approx(quiet["v2"][1], abs=SAME))
         up.kill()
         until(lambda: processes_of(home) == {}, 20, f"orphans: {processes_of(home)}")
+    finally:
+        up.kill()
+
+
+@pytest.mark.timeout(1500)
+def test_a_whole_model_is_swapped_in_by_a_second_server_and_back(home: Path) -> None:
+    """The old version answers until the new one's server does; a rollback soon after waits for nothing."""
+    base = base_models.resolve(BASE, Settings().cache_dir).path
+    up = Up(home)
+    try:
+        url = up.ready()
+        with httpx.Client(base_url=url, timeout=240) as client:
+            assert client.post("/v1/assistants", json={"name": "helper", "base_model": BASE}).is_success
+            before = answer(client)
+            assert before[0] == "v0"
+            settings = Settings(home=home)
+            with Load(url, clients=1) as load:
+                add_version(
+                    make_sessions(make_engine(settings.resolved_database_url)),
+                    open_store(settings),
+                    settings.work_dir,
+                    "helper",
+                    write=lambda folder, _: write_whole(folder, base),
+                    kind="full",
+                )
+                until(lambda: answer(client)[0] == "v1", START_SECONDS, "v1 does not serve")
+                after = answer(client)
+                rollback = client.post("/v1/assistants/helper/rollback", json={"to": "v0", "reason": "test"})
+                assert rollback.json()["serving"] is True, rollback.text
+                assert answer(client)[0] == "v0"
+            assert load.problems == []
+            assert after[1] != pytest.approx(before[1], abs=2 * SAME)
+            expected = {"v0": before[1], "v1": after[1]}
+            for version, values in load.answers:
+                assert values == pytest.approx(expected[version], abs=SAME)
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(60) == 0
     finally:
         up.kill()
 

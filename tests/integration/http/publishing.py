@@ -15,6 +15,7 @@ from domain.measurement import GateRules, Measurement, Outcome, Verdict
 from domain.recipe import Recipe
 from domain.skill import ExactGrader
 from domain.update import Status
+from domain.version import VersionKind
 from registry import assistants, demonstrations, updates, versions
 
 SIZES = {"q_proj": (8, 8), "v_proj": (8, 4), "down_proj": (12, 8)}
@@ -65,13 +66,14 @@ def add_version(
     name: str,
     *,
     write: Callable[[Path, int], object] = write_adapter,
+    kind: VersionKind = "adapter",
     skill: str = "taught",
     outcome: Outcome = "pass",
     measurements: list[Measurement] | None = None,
 ) -> int:
     """Number of a new version of the assistant; it becomes champion when the outcome is `pass`.
 
-    `write` puts its adapter into the given folder, made for the given number.
+    `write` puts its files into the given folder, made for the given number.
     """
     with sessions.begin() as session:
         assistant = assistants.get_assistant(session, TEAM_ID, name)
@@ -106,7 +108,7 @@ def add_version(
         manifest, digest = store.publish(
             staging,
             version_id=version_id,
-            kind="adapter",
+            kind=kind,
             base_model=assistant.base_model,
             update_id=update.id,
         )
