@@ -26,7 +26,7 @@ class HyperparametersReply(BaseModel):
     n_epochs: int | float
     batch_size: int
     learning_rate_multiplier: float
-    """Of the learning rate that the base model gets by default."""
+    """Of the learning rate that the base model gets by default, for an adapter or for all weights."""
 
 
 class JobReply(Listed):
@@ -35,7 +35,8 @@ class JobReply(Listed):
     error: dict[str, Any] | None
     """{code, message, param} of a failed job."""
     fine_tuned_model: str | None
-    """`assistant@v3` once it is published, whatever its verdict: that decides what `assistant` means."""
+    """`assistant@v3` once it is published, whatever its verdict; whether `assistant` means it now is the
+    verdict's matter."""
     finished_at: int | None
     hyperparameters: HyperparametersReply
     model: str
@@ -110,7 +111,7 @@ def _job_reply(
     job: FineTuningJob, update: Update, owner: Assistant, version: str | None, progress: Progress | None
 ) -> JobReply:
     recipe = Recipe.model_validate(update.recipe)
-    default = Recipe.default_for(owner.parameter_count)
+    default = Recipe.completed({"lora_rank": recipe.lora_rank}, owner.parameter_count)
     plain = HyperparametersReply(
         n_epochs=int(recipe.num_epochs) if recipe.num_epochs == int(recipe.num_epochs) else recipe.num_epochs,
         batch_size=recipe.batch_size,
@@ -135,7 +136,7 @@ def _job_reply(
         estimated_finish=_estimate(update, progress),
         integrations=[],
         metadata=job.labels,
-        method=_method(recipe, default, plain),
+        method=_method(recipe, Recipe.default_for(owner.parameter_count), plain),
         user_provided_suffix=job.suffix,
         update=update.id,
         skills=update.skills,

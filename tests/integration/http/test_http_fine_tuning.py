@@ -221,6 +221,21 @@ def test_a_job_is_an_update_of_the_assistant(client: openai.OpenAI, home: tuple[
     assert client.fine_tuning.jobs.retrieve(job.id).training_file == training
 
 
+def test_all_weights_have_a_default_learning_rate_of_their_own(client: openai.OpenAI) -> None:
+    job = client.fine_tuning.jobs.create(
+        model="support",
+        training_file=upload(client, chats(5)),
+        method={  # type: ignore[typeddict-item]
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"lora_rank": 0, "learning_rate_multiplier": 2}},
+        },
+    )
+    assert job.hyperparameters.learning_rate_multiplier == 2
+    extras: Any = job.method
+    assert extras.type == "supervised"
+    assert extras.supervised.hyperparameters.lora_rank == 0
+
+
 def test_jobs_are_listed_newest_first_and_by_metadata(client: openai.OpenAI) -> None:
     ids = []
     for number in range(3):
