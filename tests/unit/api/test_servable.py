@@ -25,3 +25,12 @@ def test_all_weights_train_at_a_tenth_of_an_adapter_s_rate_unless_one_is_given()
     assert Recipe.completed({"lora_rank": 0}, 7_000_000_000).learning_rate == pytest.approx(2e-5)
     assert Recipe.completed({"lora_rank": 0, "learning_rate": 1e-3}, 7_000_000_000).learning_rate == 1e-3
     assert Recipe.completed({}, 135_000_000) == Recipe.small_model()
+
+
+def test_a_rank_above_the_engine_s_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    vllm = Settings(home=tmp_path, engine="vllm", engine_max_rank=32)
+    assert recipe_for(vllm, 7_000_000_000, {"lora_rank": 32}).lora_rank == 32
+    with pytest.raises(InvalidInput, match=r"33 is above the 32 .*RATCHET_ENGINE_MAX_RANK") as refused:
+        recipe_for(vllm, 7_000_000_000, {"lora_rank": 33})
+    assert (refused.value.code, refused.value.param) == ("rank_not_servable", "recipe.lora_rank")
+    assert recipe_for(Settings(home=tmp_path), 7_000_000_000, {"lora_rank": 512}).lora_rank == 512
