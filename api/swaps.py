@@ -32,6 +32,7 @@ def make_controller(
     ledger = _Ledger(settings, sessions, reads, store)
     return SwapController(
         wanted=ledger.wanted,
+        served=ledger.served,
         replicas=ledger.replicas,
         verify=ledger.files,
         base_config=ledger.base_config,
@@ -62,6 +63,10 @@ class _Ledger:
     def wanted(self) -> list[Wanted]:
         with self._reads() as session:
             return serving.wanted(session)
+
+    def served(self) -> list[Wanted]:
+        with self._reads() as session:
+            return serving.served(session)
 
     def replicas(self) -> list[Replica]:
         """The registered engines; those that the settings name are registered when they first answer."""

@@ -51,6 +51,14 @@ def wanted(session: Session) -> list[Wanted]:
     return [Wanted(**row._mapping) for row in rows]
 
 
+def served(session: Session) -> list[Wanted]:
+    """What answered for every alias when it was last recorded."""
+    rows = session.execute(
+        _versions(ServingState.alias.expression).join(ServingState, ServingState.version_id == Version.id)
+    )
+    return [Wanted(**row._mapping) for row in rows]
+
+
 def wanted_version(session: Session, team_id: str, assistant_name: str, number: int) -> Wanted:
     """Raises NotFound."""
     row = session.execute(

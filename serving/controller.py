@@ -48,6 +48,7 @@ class SwapController:
         self,
         *,
         wanted: Callable[[], Sequence[WantedVersion]],
+        served: Callable[[], Sequence[WantedVersion]],
         replicas: Callable[[], Sequence[KnownReplica]],
         verify: Callable[[str, str], Path],
         base_config: Callable[[str], Mapping[str, Any]],
@@ -60,6 +61,9 @@ class SwapController:
         idle_seconds: float = 30.0,
     ) -> None:
         self._read_wanted = wanted
+        self._read_served: Callable[[], Sequence[WantedVersion]] | None = served
+        """What answered for the aliases when the last controller ended; asked once. A wanted version whose
+        engine is only starting has this one answer until then."""
         self._read_replicas = replicas
         self._files = Files(verify, base_config, max_rank)
         self._record = record
@@ -170,7 +174,13 @@ class SwapController:
         """Take over what the ledger says. One reader at a time, or an older answer could win."""
         with self._reading:
             wanted = self._read_wanted()
+            served = self._read_served() if self._read_served is not None else ()
             with self._lock:
+                self._read_served = None
+                keys = {(version.assistant_id, version.alias) for version in wanted}
+                for version in served:
+                    if (version.assistant_id, version.alias) in keys:
+                        self._serving.setdefault((version.assistant_id, version.alias), version)
                 checkpoints = self._checkpoints(wanted)
                 running = {replica.base_model for replica in self._replicas.values()}
             # First asked for, then looked for: what is found has not been let go since.

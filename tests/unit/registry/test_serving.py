@@ -44,6 +44,20 @@ def test_wanted_is_every_alias_in_one_query(ledger: Ledger) -> None:
     assert found[2].assistant_id == other.id
 
 
+def test_what_served_last_is_remembered(ledger: Ledger) -> None:
+    assistant = ledger.assistant()
+    ledger.learn(assistant, ledger.skill(assistant), lines(0, 1))
+    with ledger.begin() as session:
+        assert serving.served(session) == []
+        base = versions.get_version(session, assistant, 0)
+        serving.record_serving(session, assistant.id, "champion", base.id, "still loading v1")
+        serving.record_serving(session, assistant.id, "canary", None, "nothing serves")
+    with ledger.begin() as session:
+        [before] = serving.served(session)
+        [now] = serving.wanted(session)
+    assert (before.alias, before.number, now.alias, now.number) == ("champion", 0, "champion", 1)
+
+
 def test_a_version_is_wanted_by_its_number(ledger: Ledger) -> None:
     assistant = ledger.assistant()
     ledger.learn(assistant, ledger.skill(assistant), lines(0, 1))

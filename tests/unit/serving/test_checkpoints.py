@@ -128,6 +128,18 @@ def test_a_request_for_a_version_without_an_engine_asks_for_one_and_is_told(pair
     assert pair.answer()[0] == 0
 
 
+def test_after_a_restart_the_version_before_answers_until_the_engine_has_started(pair: Stand) -> None:
+    v1 = pair.ledger.version(1)
+    pair.ledger.served_before = [v1]
+    pair.ledger.point(FULL)
+    pair.start()
+    assert pair.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert pair.answer() == (1, f"{v1.served_name} says hi")
+    register(pair)
+    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", 10)
+    assert pair.answer()[0] == 2
+
+
 def test_when_its_engine_dies_and_comes_back_elsewhere_the_route_follows(pair: Stand, engines: Any) -> None:
     pair.start_on_base()
     register(pair)

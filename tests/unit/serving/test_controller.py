@@ -62,6 +62,7 @@ class Ledger:
         self.aliases: dict[str, Version] = {"champion": Version(0, None, "base", kind="base")}
         self.replicas: list[Replica] = []
         self.recorded: list[tuple[str, str, str | None, str | None]] = []
+        self.served_before: list[Version] = []
         self.verified: list[str] = []
         self.demanded: list[Sequence[str]] = []
         self.problems: dict[str, str] = {}
@@ -79,6 +80,9 @@ class Ledger:
             raise ConnectionError("the database is away")
         with self.changed:
             return [replace(version, alias=alias) for alias, version in self.aliases.items()]
+
+    def served(self) -> Sequence[Version]:
+        return list(self.served_before)
 
     def known(self) -> Sequence[Replica]:
         with self.changed:
@@ -151,6 +155,7 @@ class Stand:
         self.controller = self._stack.enter_context(
             SwapController(
                 wanted=self.ledger.wanted,
+                served=self.ledger.served,
                 replicas=self.ledger.known,
                 verify=self.ledger.verify,
                 base_config=lambda name: self.config,
