@@ -28,6 +28,8 @@ BATCHES = int(os.environ.get("FAULTS_BATCHES", "10000" if LONG else "50"))
 LINES = 3
 """Demonstrations per batch, each with a prompt of its own."""
 CLIENTS = 6
+PATIENCE_SECONDS = 300.0
+"""Of a client whose API is killed again and again, on a machine that takes long to start it."""
 APIS = 2
 SEED = int(os.environ.get("FAULTS_SEED", "1"))
 DATABASES = ["sqlite", "postgresql"]
@@ -85,7 +87,8 @@ def new_skill(world: World, api: Api) -> str:
 def send(http: httpx.Client, url: str, key: str, prompts: list[str]) -> dict[str, Any]:
     """As a careful client does: the same key again until it is acknowledged."""
     body = {"demonstrations": [{"prompt": prompt, "response": "r"} for prompt in prompts]}
-    for _ in range(600):
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < give_up_at:
         try:
             reply = http.post(url, json=body, headers={"Idempotency-Key": key})
         except httpx.HTTPError:
