@@ -1,5 +1,7 @@
 """The supervisor's engines, with a process of a few lines in place of each."""
 
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from domain.version import WholeModel
 from registry import aliases, engines, serving
 from registry.session import upgrade
 from registry.tables import Assistant, Version
+from tests.browser.tiny_model import write_base
 from tests.unit.registry.steps import Ledger, lines
 
 SERVER = """
@@ -158,3 +161,30 @@ def test_an_engine_is_told_what_to_run_instead_of_its_base(tmp_path: Path) -> No
     assert command[3] == "tiny"
     assert WholeModel.model_validate_json(command[-1]) == whole
     assert (engine.runs, engine.served_name) == ("ver_1", "a-v1-00000000")
+
+
+def test_what_is_not_the_base_with_other_values_never_becomes_an_engine(tmp_path: Path) -> None:
+    base, candidate = tmp_path / "base", tmp_path / "candidate"
+    write_base(base)
+    shutil.copytree(base, candidate)
+    (candidate / "tokenizer.json").write_text("{}")
+    whole = WholeModel(
+        id="upd_1",
+        served_name="cand-upd_1",
+        base_model=str(base),
+        manifest_sha256=None,
+        folder=str(candidate),
+    )
+    engine = Engine(Settings(home=tmp_path), str(base), "engine-cand-upd_1", whole)
+    ended = subprocess.run(
+        engine.component.command(),
+        env=engine.component.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"error: {candidate}/tokenizer.json: differs from the base model's."
+    )
