@@ -30,10 +30,9 @@ SCORED = {
     "sdft_arc_easy": ("arc_easy", "acc_norm"),
     "sdft_hellaswag": ("hellaswag", "acc_norm"),
     "sdft_lambada": ("lambada_openai", "acc"),
-    "sdft_piqa": ("piqa", "acc_norm"),
     "sdft_winogrande": ("winogrande", "acc"),
 }
-"""lm-eval task -> Ratchet's benchmark of the same items, and the metric that it scores by."""
+"""lm-eval task -> Ratchet's benchmark of the same items and prompts, and the metric that it scores by."""
 GENERATED = "ratchet_support_route"
 LOGPROB_TOLERANCE = 1e-3
 """Nats, for one option. The same engine in the same dtype differs only by what else was in the batch."""
