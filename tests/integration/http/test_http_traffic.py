@@ -195,15 +195,17 @@ def test_a_canary_that_fails_is_rolled_back_and_cools_down(stack: Stack) -> None
 
 
 def test_a_slow_canary_is_rolled_back(stack: Stack) -> None:
-    stack.client.put(TRAFFIC, json={"canary": {**QUICK, "max_latency_ratio": 1.5}})
-    stack.engine.delays[adapter(stack)] = 0.15
+    stack.client.put(TRAFFIC, json={"canary": {**QUICK, "max_latency_ratio": 1.2}})
+    # Far slower: on a busy machine the champion's replies vary as well.
+    stack.engine.delays[adapter(stack)] = 0.8
     stack.engine.delays["tiny-base"] = 0.01
     until(
-        lambda: bool(version(stack.client)) and stack.client.get(TRAFFIC).json()["canary"] is None, seconds=60
+        lambda: bool(version(stack.client)) and stack.client.get(TRAFFIC).json()["canary"] is None,
+        seconds=120,
     )
     last = stack.client.get(TRAFFIC).json()["last_rollback"]
     assert last["rule"] == "latency_p50"
-    assert last["canary"]["latency_p50"] > 0.15
+    assert last["canary"]["latency_p50"] > 0.8
 
 
 def test_what_clients_do_wrong_is_not_the_canarys_fault(stack: Stack) -> None:
