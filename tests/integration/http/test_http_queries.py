@@ -58,10 +58,14 @@ def counted(context: Context) -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def quiet(api: TestClient, assistant: dict[str, Any]) -> Context:
-    """A ledger that the controller's own thread does not read while statements are counted."""
+def quiet(api: TestClient, assistant: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A ledger that neither the controller nor the keeper of traffic plans reads while statements are
+    counted."""
     context: Context = api.app.state.context  # type: ignore[attr-defined]
     context.controller.__exit__(None, None, None)
+    monkeypatch.setattr(context.keeper, "refresh", lambda: None)
+    with context.keeper._reading:  # one that had begun has ended
+        pass
     return context
 
 
