@@ -95,6 +95,9 @@ def bind(port: int) -> socket.socket:
     """A bound loopback socket; 0 picks a free port. Raises CliError when the port is taken."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Connections inherit it. uvicorn takes an inherited socket for a Unix one and leaves it out, and then
+    # every first token waits 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind(("127.0.0.1", port))
     except OSError as error:
