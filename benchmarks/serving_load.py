@@ -27,7 +27,7 @@ from artifacts import base_models
 from artifacts.store import ArtifactStore
 from benchmarks import serving_parts as parts
 from benchmarks.serving_engines import side_by_side
-from benchmarks.serving_versions import WORDS, publish, word_adapter
+from benchmarks.serving_versions import TEAM, WORDS, publish, word_adapter
 from cli.demo_stack import OwnStack
 from cli.errors import CliError
 from domain.errors import RatchetError
@@ -77,13 +77,10 @@ def on_stack(
         words[publish(sessions, store, parts.ASSISTANT, adapters[word], number)] = word
     process = psutil.Process(stack.pid)
     first = dict(list(words.items())[: len(WORDS)])
-    with httpx.Client(base_url=stack.url, timeout=120, trust_env=False) as client:
-        parts.move(client, next(iter(first)), back=False)
     with sessions() as session:
         engine = serving.replicas(session)[0]
-    # Adapters are served under names that only the ledger knows.
-    with sessions() as session:
-        served = serving.wanted_version(session, "team_default", parts.ASSISTANT, 1).served_name
+        # Adapters are served under names that only the ledger knows.
+        served = serving.wanted_version(session, TEAM, parts.ASSISTANT, 1).served_name
     measured: dict[str, Callable[[], dict[str, Any]]] = {
         "swaps": lambda: parts.swaps(stack.url, first, options.swaps, options.clients),
         "overhead": lambda: parts.overhead(
