@@ -98,6 +98,10 @@ class CanaryCoolingDown(Conflict):
     code = "canary_cooling_down"
 
 
+class UpdateCancelled(Conflict):
+    code = "update_cancelled"
+
+
 class StaleFence(RatchetError):
     code = "stale_fence"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import CTE, Select, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from domain.errors import Conflict, CorruptArtifact, NotFound
+from domain.errors import Conflict, CorruptArtifact, NotFound, UpdateCancelled
 from domain.measurement import Measurement, Outcome, Verdict
 from domain.recipe import Recipe
 from domain.version import CHAMPION, Manifest, parse_version
@@ -123,12 +123,13 @@ def lineage_ids(version_id: object) -> Select[str]:
 
 
 def allocate_version(session: Session, claim: Claim) -> tuple[str, int]:
-    """The id and number under which this claim may publish. Raises StaleFence.
+    """The id and number under which this claim may publish.
 
     The same claim always gets the same id, and another claim another one, so that a worker that lost its
     lease can never touch the files of its successor. Numbers have no gaps: one is used up at publish only.
+    Raises StaleFence, UpdateCancelled after an acknowledged cancel.
     """
-    update = held(session, claim)
+    update = _publishing(session, claim)
     assistant = session.get_one(Assistant, update.assistant_id, populate_existing=True)
     return publishing_id(update.id, claim.fence), assistant.next_version
 
@@ -152,16 +153,14 @@ def publish(
     An update publishes once: when it already has, that version is returned unchanged.
     When the champion is no longer the parent that the verdict compared with (someone rolled back or
     promoted meanwhile), the version is kept with the outcome `hold` and the champion stays.
-    Raises StaleFence, Conflict(code="update_cancelled") after an acknowledged cancel,
+    Raises StaleFence, UpdateCancelled after an acknowledged cancel,
     Conflict(code="version_blocked") when asked to move the champion without a passing verdict,
     Conflict(code="version_number_taken"), CorruptArtifact for another update's manifest, or an adapter's
     that lies on something else than its parent.
     """
-    update = held(session, claim)
+    update = _publishing(session, claim)
     if update.version_id is not None:
         return session.get_one(Version, update.version_id)
-    if update.cancel_requested:
-        raise Conflict("The update was cancelled; it publishes nothing.", code="update_cancelled")
     if manifest.update_id != update.id:
         raise CorruptArtifact(f"The manifest names update '{manifest.update_id}', not '{update.id}'.")
     if manifest.kind == "adapter":
@@ -242,6 +241,13 @@ def publish(
         data={"version": number, "verdict": version.verdict, "champion": move_champion},
     )
     return version
+
+
+def _publishing(session: Session, claim: Claim) -> Update:
+    update = held(session, claim)
+    if update.version_id is None and update.cancel_requested:
+        raise UpdateCancelled("The update was cancelled; it publishes nothing.")
+    return update
 
 
 def _require_checkpoint(session: Session, update: Update, manifest: Manifest) -> None:

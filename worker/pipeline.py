@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from artifacts import base_models
 from artifacts.opening import open_store
-from domain.errors import StaleFence
+from domain.errors import RatchetError, StaleFence, UpdateCancelled
 from domain.failpoint import failpoint
 from domain.measurement import Verdict
 from domain.settings import Settings
@@ -156,6 +156,8 @@ class Story:
             self._finish(Status.SUCCEEDED)
         except Interrupted as interrupted:
             self._give_way(interrupted.stop)
+        except UpdateCancelled:  # by the ledger, before a heartbeat told
+            self._give_way(Stop.CANCEL)
         except (StaleFence, SQLAlchemyError):
             raise
         except Exception as error:
@@ -240,22 +242,26 @@ class Story:
             checkpoint=brief.checkpoint if brief.recipe.version_kind == "adapter" else None,
         )
         failpoint("worker.files_published")
-        with self._sessions.begin() as session:
-            _, number = versions.allocate_version(session, self._claim)
-            version = versions.publish(
-                session,
-                self._claim,
-                version_id=version_id,
-                number=number,
-                served_name=f"{brief.assistant}-v{number}-{sha256[:8]}",
-                manifest=manifest,
-                manifest_sha256=sha256,
-                recipe=brief.recipe,
-                verdict=verdict,
-                measurements=scores.candidate,
-                move_champion=verdict.outcome == "pass" and brief.publish == "auto",
-            )
-            failpoint("worker.row_written")
+        try:
+            with self._sessions.begin() as session:
+                _, number = versions.allocate_version(session, self._claim)
+                version = versions.publish(
+                    session,
+                    self._claim,
+                    version_id=version_id,
+                    number=number,
+                    served_name=f"{brief.assistant}-v{number}-{sha256[:8]}",
+                    manifest=manifest,
+                    manifest_sha256=sha256,
+                    recipe=brief.recipe,
+                    verdict=verdict,
+                    measurements=scores.candidate,
+                    move_champion=verdict.outcome == "pass" and brief.publish == "auto",
+                )
+                failpoint("worker.row_written")
+        except RatchetError:  # refused: no row will ever name these files, and no other claim this id
+            self._pipeline.store.delete(version_id)
+            raise
         failpoint("worker.row_committed")
         return version.id
 

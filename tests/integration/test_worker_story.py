@@ -271,6 +271,26 @@ def test_cancel_while_measuring(stack: Stack, desk: Desk) -> None:
     assert stack.engine.loaded == {}
 
 
+@pytest.mark.parametrize("moment", ["worker.gating", "worker.allocated", "worker.files_published"])
+def test_cancel_that_only_the_ledger_knows(stack: Stack, desk: Desk, moment: str) -> None:
+    """No heartbeat told the worker; the ledger refuses the version and its files go."""
+    assistant = stack.assistant()
+    update_id = stack.teach(assistant, "route")
+
+    def pass_by(name: str) -> None:
+        if name == moment:
+            with stack.sessions.begin() as session:
+                updates.request_cancel(session, updates.get_update(session, TEAM, update_id), "user")
+
+    desk.monkeypatch.setattr(pipeline, "failpoint", pass_by)
+    desk.monkeypatch.setattr(pipeline.Lease, "_renew", lambda lease: None)
+    update = desk.run(update_id)
+    assert (update.status, update.version_id, update.error) == ("cancelled", None, None)
+    assert stack.artifacts() == []
+    assert list((stack.home / "work").iterdir()) == []
+    assert "failed" not in " ".join(event.message for event in stack.events(update_id))
+
+
 def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(stack: Stack, desk: Desk) -> None:
     stack.plan(steps=16, step_seconds=0.1, checkpoint_every=1000)
     assistant = stack.assistant()
