@@ -56,9 +56,17 @@ class Stop:
 
 
 def run(
-    study: Study, subject: Subject, arms: dict[str, Arm], seeds: list[int], stages: int, stop: Stop
+    study: Study,
+    subject: Subject,
+    arms: dict[str, Arm],
+    seeds: list[int],
+    stages: int,
+    stop: Stop,
+    rollout_url: str | None = None,
 ) -> list[str]:
     """Every missing stage up to `stages`, seed by seed, stage by stage, arm by arm, until `stop`.
+
+    `rollout_url` is for the arms whose rollouts a server draws.
 
     Returns a line for each arm that was refused a training: it goes no further, the others do.
     """
@@ -83,6 +91,7 @@ def run(
                 stage,
                 arms[name].recipe(seed, study.settings.steps),
                 parent=parent,
+                rollout_url=rollout_url if arms[name].rollouts == "server" else None,
                 folder=folder,
                 stop_requested=stop,
                 progress=partial(say, label),
@@ -132,6 +141,8 @@ def main() -> None:
         study = Study(options.out, settings)
         for name, arm in arms.items():
             study.check_arm(name, arm)
+            if arm.rollouts == "server" and options.rollout_url is None:
+                raise ValueError(f"arm {name!r} needs --rollout-url")
         subject = Subject(
             base=base,
             base_model=options.base,
@@ -140,7 +151,8 @@ def main() -> None:
             ordinary=load_ordinary(None),
         )
         stages = len(options.skills) if options.stages is None else options.stages
-        refused = run(study, subject, arms, options.seeds, stages, Stop(options.budget_minutes))
+        stop = Stop(options.budget_minutes)
+        refused = run(study, subject, arms, options.seeds, stages, stop, options.rollout_url)
     except (RatchetError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     clusters = {item: cluster for skill in subject.skills for item, cluster in skill.clusters.items()}
@@ -173,6 +185,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--arms", type=names, help="arms to run; default: all of the file")
     parser.add_argument("--arms-file", type=Path, default=ARMS)
     parser.add_argument("--skills", type=names, default=names(SKILLS), help="in the order of the stages")
+    parser.add_argument("--rollout-url", help="a server for the arms whose rollouts are a server's")
     parser.add_argument("--stages", type=int, help="run this many stages at most; 0 measures the base alone")
     parser.add_argument("--seeds", type=numbers, default=[0])
     parser.add_argument("--steps", type=int, help="most steps a stage; default: the recipe's")

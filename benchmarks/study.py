@@ -31,6 +31,8 @@ class Arm(BaseModel):
 
     role: Role
     changes: dict[str, JsonValue] = Field(default_factory=dict)
+    rollouts: Literal["local", "server"] = "local"
+    """Who draws the student's answers: the trainer, or the server at --rollout-url."""
 
     def recipe(self, seed: int, steps: int | None) -> Recipe:
         """Raises pydantic.ValidationError for a change that no recipe has.

@@ -42,6 +42,7 @@ def teach(
     recipe: Recipe,
     *,
     parent: Path | None,
+    rollout_url: str | None,
     folder: Path,
     stop_requested: Callable[[], bool],
     progress: Callable[[str], None],
@@ -49,7 +50,8 @@ def teach(
     """The files of the version of 1-based `stage` on top of `parent`, trained into `folder` or found there.
 
     Rehearsal prompts are those that the product would give: ordinary ones and at most as many of earlier
-    skills; the same seed and stage draw the same ones whatever the recipe. Raises TrainingRefused, and
+    skills; the same seed and stage draw the same ones whatever the recipe. `rollout_url` is the server that
+    draws the student's answers, None for the trainer itself. Raises TrainingRefused, and
     trainer.run.Interrupted after `stop_requested`: the next call then resumes from the checkpoint.
     """
     version, staged, checkpoints = folder / VERSION, folder / "staged", folder / "checkpoints"
@@ -63,6 +65,7 @@ def teach(
         base_path=str(subject.base),
         base_model=subject.base_model,
         parent_adapter_path=None if parent is None else str(parent),
+        rollout_url=rollout_url,
         recipe=recipe,
         skills=[subject.skills[stage - 1].teach],
         rehearsal=rehearsal_prompts(general_prompts(), earlier, f"{recipe.seed}:{stage}"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from benchmarks import continual
 from benchmarks.study import Study, StudySettings
+from tests.unit.engine.conftest import start_server
 
 STEPS = 4
 RUNS = {
@@ -162,6 +163,33 @@ def test_a_refused_arm_does_not_stop_the_others(command: Command, tmp_path: Path
         command(folder, "--arms-file", str(arms), "--arms", "long,lost", "--stages", "1")
     assert lines(folder) == [("base", 0), ("lost", 1)]
     assert (folder / "report.md").exists()
+
+
+def test_a_servers_rollouts_beside_the_trainers_own(
+    command: Command, base_folder: Path, tmp_path: Path
+) -> None:
+    """The same recipe twice; only the server's answers come with log-probabilities to compare."""
+    folder, arms = tmp_path / "study", tmp_path / "arms.json"
+    arms.write_text(json.dumps({"here": RUNS["kept"], "there": {**RUNS["kept"], "rollouts": "server"}}))
+    more = ["--arms-file", str(arms), "--stages", "1"]
+    with pytest.raises(SystemExit, match="arm 'there' needs --rollout-url"):
+        command(folder, *more)
+
+    server = start_server(base_folder)
+    try:
+        command(folder, *more, "--rollout-url", server.url)
+    finally:
+        server.stop()
+    assert lines(folder) == [("base", 0), ("here", 1), ("there", 1)]
+    gaps = {
+        arm: [json.loads(line)["rollout_gap"] for line in steps.read_text().splitlines()]
+        for arm in ("here", "there")
+        for steps in [folder / "lineages" / arm / "seed0" / "1-sort" / "steps.jsonl"]
+    }
+    assert gaps["here"] == [None] * STEPS
+    rounds = [gap for gap in gaps["there"] if gap is not None]  # told with the first step of a round
+    assert rounds
+    assert max(rounds) < 0.1
 
 
 def test_no_budget_only_reports(command: Command, tmp_path: Path) -> None:
