@@ -82,8 +82,10 @@ class Server:
 
 
 @contextmanager
-def serving(home: Path, *, without: Sequence[str] = (), **fields: Any) -> Iterator[Server]:
-    """`without` names flags of Ratchet's that are left out with their values."""
+def serving(
+    home: Path, *, without: Sequence[str] = (), port: str | None = None, **fields: Any
+) -> Iterator[Server]:
+    """`without` names flags of Ratchet's that are left out with their values; `port`: default a free one."""
     settings = Settings(
         home=home,
         engine="vllm",
@@ -92,9 +94,7 @@ def serving(home: Path, *, without: Sequence[str] = (), **fields: Any) -> Iterat
         **fields,
     )
     require_vllm(settings)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = port or free_port()
     folder = base_models.resolve(BASE, settings.cache_dir).path
     command = left_out(vllm_start.command(settings, BASE, folder, port, gpu=vllm_start.has_gpu()), without)
     guarded = [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
@@ -122,6 +122,12 @@ def serving(home: Path, *, without: Sequence[str] = (), **fields: Any) -> Iterat
             process.wait(20)
         finally:
             with_group_gone(process.pid)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def with_group_gone(pid: int) -> None:
