@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from api.configured_engines import ConfiguredEngines
 from artifacts import base_models
 from artifacts.version_store import VersionStore
+from domain.ids import new_id
 from domain.settings import Settings
 from registry import engines, retention, serving
 from registry.serving import Wanted
@@ -18,7 +19,7 @@ from serving.controller import SwapController
 from serving.routes import RouteTable
 
 DEMAND_SECONDS = 60.0
-"""How long a full version's engine stays asked for: longer than the API takes to start anew."""
+"""How long a full version's engine stays asked for after this process died: longer than a start takes."""
 
 
 def make_controller(
@@ -41,6 +42,7 @@ def make_controller(
         routes=routes,
         max_rank=settings.adapter_rank_limit,
         slots=settings.engine_adapters,
+        idle_seconds=settings.version_idle_seconds,
     )
 
 
@@ -59,6 +61,7 @@ class _Ledger:
         self._reads = reads
         self._store = store
         self._configured = ConfiguredEngines(settings.engine_urls, sessions)
+        self._mark = new_id("gw")
 
     def wanted(self) -> list[Wanted]:
         with self._reads() as session:
@@ -86,7 +89,7 @@ class _Ledger:
         if not self._settings.starts_engines:
             return dict.fromkeys(version_ids, "those at RATCHET_ENGINE_URL are not Ratchet's to start.")
         with self._sessions.begin() as session:
-            return engines.demand_serving(session, version_ids, DEMAND_SECONDS)
+            return engines.demand_serving(session, self._mark, version_ids, DEMAND_SECONDS)
 
     def files(self, version_id: str, manifest_sha256: str) -> Path:
         """The version's folder, verified; retention leaves it alone from before the first look."""

@@ -19,6 +19,7 @@ Prefix = Literal[
     "msg",
     "file",
     "ftjob",
+    "gw",
 ]
 
 

@@ -80,6 +80,8 @@ class Settings(BaseSettings):
     """Engine processes of `ratchet up` at a time: one for each base model in use, and one for each full
     version that is served or measured."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)
+    version_idle_seconds: float = Field(default=30.0, ge=0)
+    """From its last use until a version that no alias names is unloaded, or a full one's engine stopped."""
     engine_connect_seconds: float = Field(default=5.0, gt=0)
     engine_first_byte_seconds: float = Field(default=120.0, gt=0)
     """The gateway's patience until a stream begins, queueing and prompt included."""

@@ -5,7 +5,7 @@ needs one leaves a demand here; who supervises engines starts and stops them by 
 of their own: what they name is always wanted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from sqlalchemy import ColumnElement, Select, and_, case, delete, exists, false, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -16,9 +16,6 @@ from registry.claims import Claim, held
 from registry.session import clock, db_now
 from registry.tables import Alias, Assistant, EngineDemand, Replica, Update, Version
 from registry.upsert import upsert
-
-SERVING = "serving"
-"""Holder of what the gateway's side asks for."""
 
 
 def checkpoint_id(version: type[Version] = Version) -> ColumnElement[str | None]:
@@ -33,13 +30,21 @@ def checkpoint_of(session: Session, version: Version) -> Version | None:
     return None if found is None else session.get_one(Version, found)
 
 
-def demand_serving(session: Session, model_ids: Iterable[str], seconds: float) -> dict[str, str]:
-    """These full versions are needed for `seconds` more; returns why some of them are not running."""
+def demand_serving(
+    session: Session, holder: str, model_ids: Collection[str], seconds: float
+) -> dict[str, str]:
+    """These full versions, and no others, are needed by `holder`, a gateway, for `seconds` more; returns why
+    some of them are not running."""
+    session.execute(
+        delete(EngineDemand).where(EngineDemand.holder == holder, EngineDemand.model_id.not_in(model_ids))
+    )
+    if not model_ids:
+        return {}
     until = db_now(session) + seconds
-    rows = [{"model_id": id, "holder": SERVING, "until": until} for id in model_ids]
+    rows = [{"model_id": id, "holder": holder, "until": until} for id in model_ids]
     upsert(session, EngineDemand, rows, keys=["model_id", "holder"])
     known = select(EngineDemand.model_id, EngineDemand.error).where(
-        EngineDemand.holder == SERVING, EngineDemand.error.is_not(None)
+        EngineDemand.holder == holder, EngineDemand.error.is_not(None)
     )
     return {id: error or "" for id, error in session.execute(known)}
 

@@ -391,7 +391,7 @@ class EngineDemand(Base):
     model_id: Mapped[str] = mapped_column(primary_key=True)
     """A full version's, or that of the update whose candidate is one."""
     holder: Mapped[str] = mapped_column(primary_key=True)
-    """`serving`, or the id of an update that measures; its demand holds as long as its lease."""
+    """A gateway's mark, or the id of an update that measures; its demand holds as long as its lease."""
     until: Mapped[float | None]
     """Null for an update."""
     folder: Mapped[str | None] = mapped_column(Text)

@@ -28,11 +28,12 @@ logger = logging.getLogger(__name__)
 Record = Callable[[str, str, str | None, str | None], None]
 """(assistant id, alias, id of the version that answers for it, what keeps the wanted one from an engine)."""
 Demand = Callable[[Sequence[str]], Mapping[str, str]]
-"""Asks for engines that run these full versions, for at least a minute from now; returns by id why one does
-not run."""
+"""Asks for engines that run these full versions, for at least a minute from now, and takes back what it asked
+for besides; returns by id why one does not run."""
 ENSURE_SECONDS = 30.0
 ASKED_SECONDS = 120.0
-"""How long a version that a request named keeps its checkpoint asked for: an engine's start takes minutes."""
+"""How long a version that a request named keeps its checkpoint asked for, unless it is brought up before: an
+engine's start takes minutes."""
 STOP_SECONDS = 5.0
 EVALUATION_SLOTS = 2
 """Kept free on every engine: an evaluation loads an adapter at a time, under a name of its own."""
@@ -277,6 +278,7 @@ class SwapController:
             replica.acknowledged.add(name)
             replica.failures.pop(name, None)
             self._loaded[wanted.version_id] = wanted
+            self._asked.pop(wanted.checkpoint_id or "", None)
             self._routes.touch(replica.endpoint(wanted))
 
     def _make_room(self, replica: Replica, present: set[str]) -> None:

@@ -10,7 +10,7 @@ LOOK_SECONDS = 1.0
 
 
 class Demands:
-    """Renews the demands, not with every look at the ledger. One thread at a time."""
+    """Renews the demands and takes them back, not with every look at the ledger. One thread at a time."""
 
     def __init__(self, demand: Callable[[Sequence[str]], Mapping[str, str]]) -> None:
         self._demand = demand
@@ -20,9 +20,8 @@ class Demands:
         """By full version's id: why no engine runs it."""
 
     def renew(self, checkpoints: set[str], running: set[str]) -> None:
-        """After this every one of `checkpoints` is asked for; `running`: what engines ran a moment ago."""
-        if not checkpoints:
-            self._asked, self.problems = set(), {}
+        """After this `checkpoints` are asked for and no others; `running`: what engines ran a moment ago."""
+        if not checkpoints and not self._asked:
             return
         seconds = RENEW_SECONDS if checkpoints <= running else LOOK_SECONDS
         if checkpoints == self._asked and time.monotonic() - self._asked_at < seconds:

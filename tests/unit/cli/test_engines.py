@@ -121,7 +121,7 @@ def test_one_that_is_killed_is_no_replica_until_it_answers_again(world: World) -
     world.until(lambda: full.id in world.replicas())
     first = world.replicas()[full.id]
     with world.ledger.begin() as session:
-        engines.demand_serving(session, [full.id], 60)
+        engines.demand_serving(session, "gw_1", [full.id], 60)
     [(_, child)] = [pair for runs, pair in world.engines._running.items() if runs == full.id]
     assert child.process is not None
     child.process.kill()
@@ -140,7 +140,7 @@ def test_above_the_limit_it_is_not_started_and_says_so(world: World) -> None:
     _, full = world.full_version()
     world.engines.start_base("tiny")
     with world.ledger.begin() as session:
-        engines.demand_serving(session, [full.id], 60)
+        engines.demand_serving(session, "gw_1", [full.id], 60)
 
     def told() -> str | None:
         with world.ledger.begin() as session:

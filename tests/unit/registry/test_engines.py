@@ -72,23 +72,37 @@ def test_a_demand_of_serving_runs_out(ledger: Ledger) -> None:
     assistant, full = with_a_full_version(ledger)
     point(ledger, assistant, 0)
     with ledger.begin() as session:
-        assert engines.demand_serving(session, [full.id], 60) == {}
+        assert engines.demand_serving(session, "gw_1", [full.id], 60) == {}
     assert wanted(ledger) == [full.id]
     with ledger.begin() as session:
-        engines.demand_serving(session, [full.id], -1)
+        engines.demand_serving(session, "gw_1", [full.id], -1)
+    assert wanted(ledger) == []
+
+
+def test_a_gateway_takes_back_its_own_demands_and_nobody_else_s(ledger: Ledger) -> None:
+    assistant, full = with_a_full_version(ledger)
+    point(ledger, assistant, 0)
+    with ledger.begin() as session:
+        for gateway in ("gw_1", "gw_2"):
+            engines.demand_serving(session, gateway, [full.id], 60)
+    with ledger.begin() as session:
+        assert engines.demand_serving(session, "gw_1", [], 60) == {}
+    assert wanted(ledger) == [full.id]
+    with ledger.begin() as session:
+        engines.demand_serving(session, "gw_2", ["ver_other"], 60)
     assert wanted(ledger) == []
 
 
 def test_whoever_asked_is_told_why_it_does_not_run(ledger: Ledger) -> None:
     _, full = with_a_full_version(ledger)
     with ledger.begin() as session:
-        engines.demand_serving(session, [full.id], 60)
+        engines.demand_serving(session, "gw_1", [full.id], 60)
         engines.report(session, full.id, "no room")
     with ledger.begin() as session:
-        assert engines.demand_serving(session, [full.id], 60) == {full.id: "no room"}
+        assert engines.demand_serving(session, "gw_1", [full.id], 60) == {full.id: "no room"}
         assert engines.problem(session, full.id) == "no room"
         engines.report(session, full.id, None)
-        assert engines.demand_serving(session, [full.id], 60) == {}
+        assert engines.demand_serving(session, "gw_1", [full.id], 60) == {}
 
 
 def test_an_evaluation_s_demand_holds_as_long_as_its_lease(ledger: Ledger) -> None:
