@@ -50,10 +50,10 @@ def processes_of(home: Path) -> dict[int, str]:
 class Up:
     """One `ratchet up`; its home lies in a short path because of the Unix socket."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
         command = [sys.executable, "-m", "cli", "up", "--home", str(home), "--port", "0"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "RATCHET_HOME": "/nonexistent"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "RATCHET_HOME": "/nonexistent", **settings}
         self.log = home / "up.log"
         with self.log.open("ab") as log:
             self.process = spawn(  # should the tests be killed, it stops too
