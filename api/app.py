@@ -118,6 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Edge, allowed_hosts=chosen.allowed_hosts, metrics=metrics)
     errors.install(app)
     for module in (
+        gateway,  # routes are tried in turn: the busiest first
         assistants,
         skills,
         demonstrations,
@@ -128,7 +129,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         aliases,
         traffic,
         models,
-        gateway,
         files,
         fine_tuning,
         webhooks,

@@ -63,7 +63,7 @@ class Call:
         if not await self._enter(name):
             return None
         upstream = await unless_disconnected(
-            self._request,
+            self._request.receive,
             open_upstream(
                 self.context.engines,
                 self.context.routes,
@@ -89,7 +89,7 @@ class Call:
             if (*assistant, CHAMPION) in self.context.routes.routes.aliases:
                 self.assistant = name.assistant
             self.context.shadows.give_way()
-            self._place = await unless_disconnected(self._request, admission.enter(assistant))
+            self._place = await unless_disconnected(self._request.receive, admission.enter(assistant))
         self._asked_at = time.perf_counter()
         return self._place is not None
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import httpx
+import aiohttp
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -39,7 +39,7 @@ class Context:
     controller: SwapController
     producer: UpdateProducer
     prompts: PromptLengths
-    engines: httpx.AsyncClient
+    engines: aiohttp.ClientSession
     """The gateway's connections to the inference engines."""
     patience: Patience
     admission: Admission

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import error_body, error_response, status_of
-from api.upstream import Upstream, retry_after
+from api.upstream import Upstream, unless_disconnected
 from domain.errors import EngineUnavailable, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ class EngineStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await unless_disconnected(receive, self.stream_response(send))
         finally:
             # Also when the client left before the first event was asked for.
-            await self._upstream.aclose()
+            self._upstream.close()
             self._on_end(self._status)
 
     async def _events(self, upstream: Upstream, model: str) -> AsyncIterator[bytes]:
@@ -103,7 +103,7 @@ def rewrite_reply(content: bytes, model: str) -> dict[str, Any]:
 
 def engine_refusal(upstream: Upstream, content: bytes, model: str) -> JSONResponse:
     """The engine's own 4xx in OpenAI's shape; its 5xx without what it says about its insides."""
-    status = upstream.response.status_code
+    status = upstream.status
     message, param, code = _engine_error(content)
     if status >= 500 or status in (401, 403, 405):
         logger.error("engine %s: HTTP %d: %s", upstream.lease.url, status, message)
@@ -113,7 +113,7 @@ def engine_refusal(upstream: Upstream, content: bytes, model: str) -> JSONRespon
         code = "context_length_exceeded"  # what OpenAI's users look for when a prompt is too long
     if status == 429:
         code = code or Overloaded.code
-        headers = {"retry-after": f"{retry_after(upstream.response) or Overloaded.retry_after_seconds:g}"}
+        headers = {"retry-after": f"{upstream.retry_after or Overloaded.retry_after_seconds:g}"}
     return error_response(
         status, message.replace(upstream.lease.engine_model, model), param=param, code=code, headers=headers
     )

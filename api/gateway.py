@@ -70,7 +70,7 @@ async def _forward(request: Request, call: Call, allowed: frozenset[str]) -> Res
     upstream = await call.open(name, payload)
     if upstream is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if payload.get("stream") and upstream.response.is_success:
+    if payload.get("stream") and upstream.succeeded:
         on_line = None if call.transcript is None else call.transcript.add_line
         return EngineStream(upstream, model, on_line=on_line, on_end=call.ended)
     return await _whole_reply(request, call, upstream, model)
@@ -78,12 +78,12 @@ async def _forward(request: Request, call: Call, allowed: frozenset[str]) -> Res
 
 async def _whole_reply(request: Request, call: Call, upstream: Upstream, model: str) -> Response:
     try:
-        content = await unless_disconnected(request, upstream.read())
+        content = await unless_disconnected(request.receive, upstream.read())
     finally:
-        await upstream.aclose()
+        upstream.close()
     if content is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if not upstream.response.is_success:
+    if not upstream.succeeded:
         return engine_refusal(upstream, content, model)
     reply = rewrite_reply(content, model)
     if call.transcript is not None:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 from fastapi.concurrency import run_in_threadpool
 
 from api.admission import Admission
@@ -57,7 +57,7 @@ class Shadows:
 
     def __init__(
         self,
-        engines: httpx.AsyncClient,
+        engines: aiohttp.ClientSession,
         routes: RouteTable,
         control: TrafficControl,
         admission: Admission,
@@ -102,7 +102,7 @@ class Shadows:
             upstream = await attempt(
                 self._engines, lease, one.path, one.payload, f"{one.request_id}-shadow", self._patience
             )
-        except (EngineUnavailable, httpx.TransportError) as error:
+        except (EngineUnavailable, aiohttp.ClientError) as error:
             logger.warning("shadow %s: %s", lease.engine_model, error)
             self._control.count(one.plan, "shadow", lease, None)
             lease.release()
@@ -118,16 +118,16 @@ class Shadows:
             self._control.dropped(one.plan, lease)
             raise
         finally:
-            await upstream.aclose()
+            upstream.close()
 
     async def _compare(self, one: Mirrored, lease: Lease, upstream: Upstream, latency: float) -> None:
-        status = upstream.response.status_code
+        status = upstream.status
         if status in _NO_ROOM:
             self._control.dropped(one.plan, lease)
             return
         transcript = Transcript()
         try:
-            if not upstream.response.is_success:
+            if not upstream.succeeded:
                 raise EngineUnavailable(f"HTTP {status}")
             await transcript.add_upstream(upstream, streamed=bool(one.payload.get("stream")))
         except EngineUnavailable as error:

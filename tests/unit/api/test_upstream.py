@@ -1,0 +1,170 @@
+"""One attempt at an engine, over real sockets."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from api.upstream import Patience, Upstream, attempt, engine_client, unless_disconnected
+from domain.errors import EngineTimeout, EngineUnavailable
+from domain.settings import Settings
+from domain.version import ModelName
+from serving.routes import Endpoint, Lease, Route, Routes, RouteTable
+
+PATIENCE = Patience(first_byte=2.0, between_bytes=0.3, reply=2.0)
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def lease_of(url: str) -> Lease:
+    table = RouteTable()
+    table.replace(Routes(aliases={("team", "support", "champion"): Route("ver_1", 1, (Endpoint(url, "m"),))}))
+    return table.lease("team", ModelName("support", "champion", None))
+
+
+@pytest.fixture
+def full() -> Iterator[str]:
+    """Url of a server that takes no further connection: those that wait for it fill its queue."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for one in waiting:
+            one.close()
+
+
+async def _ask(url: str, settings: Settings) -> Upstream:
+    async with engine_client(settings) as client:
+        return await attempt(client, lease_of(url), "/v1/completions", {"stream": True}, "req_1", PATIENCE)
+
+
+def test_an_engine_that_takes_no_connection_in_time_can_be_left_for_another(
+    tmp_path: Path, full: str
+) -> None:
+    settings = Settings(home=tmp_path, engine_connect_seconds=0.2)
+    with pytest.raises(aiohttp.ClientError):
+        asyncio.run(_ask(full, settings))
+
+
+def test_an_engine_that_takes_a_request_and_says_nothing_is_slow(tmp_path: Path) -> None:
+    patience = Patience(first_byte=0.2, between_bytes=1.0, reply=1.0)
+
+    async def ask() -> None:
+        async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await reader.read()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, engine_client(Settings(home=tmp_path)) as client:
+            await attempt(client, lease_of(url), "/v1/completions", {"stream": True}, "req_1", patience)
+
+    with pytest.raises(EngineTimeout):
+        asyncio.run(ask())
+
+
+def test_a_request_is_one_packet_and_its_stream_comes_piece_by_piece(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(65536))
+        writer.write(HEAD + b"3\r\none\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"3\r\ntwo\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"0\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    async def ask() -> list[bytes]:
+        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, engine_client(Settings(home=tmp_path)) as client:
+            body = {"stream": True, "prompt": "héllo"}
+            upstream = await attempt(client, lease_of(url), "/v1/completions", body, "req_1", PATIENCE)
+            pieces = [piece async for piece in upstream.chunks()]
+            upstream.close()
+            return pieces
+
+    assert asyncio.run(ask()) == [b"one", b"two"]
+    [request] = heard
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert body == '{"stream":true,"prompt":"héllo","model":"m"}'.encode()
+    assert b"content-type: application/json" in head.lower()
+    assert b"x-request-id: req_1" in head.lower()
+
+
+@pytest.mark.parametrize("end", [b"", b"3\r\ntw"])
+def test_a_stream_that_is_cut_off_is_no_whole_one(tmp_path: Path, end: bytes) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(HEAD + b"3\r\none\r\n" + end)
+        writer.close()
+
+    async def ask() -> None:
+        server = await asyncio.start_server(cut, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, engine_client(Settings(home=tmp_path)) as client:
+            upstream = await attempt(
+                client, lease_of(url), "/v1/completions", {"stream": True}, "r", PATIENCE
+            )
+            assert [piece async for piece in upstream.chunks()] == [b"one"]
+
+    with pytest.raises(EngineUnavailable, match="broke off"):
+        asyncio.run(ask())
+
+
+def _receiving(leaves_after: float) -> Callable[[], Awaitable[dict[str, str]]]:
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(leaves_after)
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def test_work_for_a_client_that_leaves_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append("cancelled")
+        return "never"
+
+    assert asyncio.run(unless_disconnected(_receiving(0.02), work())) is None
+    assert ended == ["cancelled"]
+
+
+def test_work_that_ends_in_time_is_returned_and_its_errors_are_its_own() -> None:
+    async def work() -> str:
+        await asyncio.sleep(0.01)
+        return "done"
+
+    async def failing() -> str:
+        raise EngineUnavailable("away")
+
+    assert asyncio.run(unless_disconnected(_receiving(30), work())) == "done"
+    with pytest.raises(EngineUnavailable, match="away"):
+        asyncio.run(unless_disconnected(_receiving(30), failing()))
+
+
+def test_a_result_in_the_moment_that_the_client_leaves_is_not_lost() -> None:
+    async def both() -> str | None:
+        moment = asyncio.get_running_loop().create_future()
+
+        async def receive() -> dict[str, str]:
+            await asyncio.shield(moment)
+            return {"type": "http.disconnect"}
+
+        async def work() -> str:
+            await asyncio.shield(moment)
+            return "a lease to release"
+
+        asyncio.get_running_loop().call_later(0.01, moment.set_result, None)
+        return await unless_disconnected(receive, work())  # type: ignore[arg-type]
+
+    assert asyncio.run(both()) == "a lease to release"
