@@ -51,6 +51,11 @@ def answer(client: httpx.Client, model: str = "helper") -> tuple[str, list[float
     return reply.headers["x-model-version"], values
 
 
+def servers(home: Path) -> list[int]:
+    """The guards of the running vLLM servers."""
+    return [pid for pid, line in processes_of(home).items() if "guard.py" in line]
+
+
 class Load:
     """Clients that ask without pause until told to stop."""
 
@@ -123,7 +128,7 @@ def test_versions_swap_under_load_roll_back_and_survive_a_killed_engine(home: Pa
                 ]
                 assert told == [version]
 
-            [server] = [pid for pid, line in processes_of(home).items() if "guard.py" in line]
+            [server] = servers(home)
             os.killpg(server, signal.SIGKILL)
             body = {"model": "helper", "prompt": PROMPT, "max_tokens": 1}
             lost = client.post("/v1/completions", json=body)
@@ -145,7 +150,7 @@ def test_versions_swap_under_load_roll_back_and_survive_a_killed_engine(home: Pa
 def test_a_whole_model_is_swapped_in_by_a_second_server_and_back(home: Path) -> None:
     """The old version answers until the new one's server does; a rollback soon after waits for nothing."""
     base = base_models.resolve(BASE, Settings().cache_dir).path
-    up = Up(home)
+    up = Up(home, RATCHET_VERSION_IDLE_SECONDS="5")
     try:
         url = up.ready()
         with httpx.Client(base_url=url, timeout=240) as client:
@@ -172,6 +177,8 @@ def test_a_whole_model_is_swapped_in_by_a_second_server_and_back(home: Path) -> 
             expected = {"v0": before[1], "v1": after[1]}
             for version, values in load.answers:
                 assert values == pytest.approx(expected[version], abs=SAME)
+            until(lambda: len(servers(home)) == 1, 60, "the second server still holds its memory")
+            assert answer(client)[0] == "v0"
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(60) == 0
     finally:
