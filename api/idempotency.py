@@ -19,6 +19,7 @@ from api.context import Context, Ctx, Team
 from domain.errors import Conflict
 from domain.failpoint import failpoint
 from registry import idempotency
+from registry.idempotency import Replay
 
 _CHUNK_BYTES = 1 << 20
 
@@ -39,8 +40,9 @@ class Creation:
         """
         if self.key is None:
             return None
-        with self.context.sessions() as session:
-            return self._begin(session)  # never committed: only looking
+        with self.context.reads() as session:
+            stored = idempotency.find(session, self.team_id, self.key, self.request_hash)
+        return None if stored is None else _replayed(stored)
 
     def run(self, work: Callable[[Session], BaseModel], *, status_code: int = 201) -> Response:
         """Run `work` in one transaction and commit it together with its reply.
@@ -49,9 +51,10 @@ class Creation:
         stored and the key is free again. Raises InvalidInput for a key that came with another request.
         """
         with self.context.sessions.begin() as session:
-            stored = self._begin(session)
-            if stored is not None:
-                return stored
+            if self.key is not None:
+                stored = idempotency.begin(session, self.team_id, self.key, self.request_hash)
+                if stored is not None:
+                    return _replayed(stored)
             text = work(session).model_dump_json()
             if self.key is not None:
                 idempotency.complete(session, self.team_id, self.key, status_code, text)
@@ -66,16 +69,6 @@ class Creation:
             with self.context.sessions.begin() as session:
                 idempotency.complete(session, self.team_id, self.key, status_code, text)
         return _json(text, status_code)
-
-    def _begin(self, session: Session) -> Response | None:
-        if self.key is None:
-            return None
-        stored = idempotency.begin(session, self.team_id, self.key, self.request_hash)
-        if stored is None:
-            return None
-        response = _json(stored.response, stored.status_code)
-        response.headers["idempotent-replayed"] = "true"
-        return response
 
 
 async def _creation(
@@ -126,6 +119,12 @@ async def _sha256(upload: UploadFile) -> str:
 
 
 Creating = Annotated[Creation, Depends(_creation, scope="function")]
+
+
+def _replayed(stored: Replay) -> Response:
+    response = _json(stored.response, stored.status_code)
+    response.headers["idempotent-replayed"] = "true"
+    return response
 
 
 def _json(text: str, status_code: int) -> Response:

@@ -28,17 +28,27 @@ BATCH = 100
 MATRIX_VERSIONS, MATRIX_SKILLS = 200, 50
 GROWN = "/v1/assistants/grown"
 READS = {
+    "assistants, page of 100": "/v1/assistants?limit=100",
     "assistant": GROWN,
     "skills": f"{GROWN}/skills",
     "demonstrations, page of 100": f"{GROWN}/skills/route/demonstrations?limit=100",
     "versions, page of 100": f"{GROWN}/versions?limit=100",
     "version": f"{GROWN}/versions/v1",
+    "newest version, its whole lineage": f"{GROWN}/versions/v{{newest}}",
+    "evaluations, page of 100": f"{GROWN}/evaluations?limit=100",
+    "forgetting, the whole lineage": f"{GROWN}/forgetting",
     "updates, page of 100": f"{GROWN}/updates?limit=100",
     "alias": f"{GROWN}/aliases/champion",
     "audit log, page of 100": "/v1/audit_logs?limit=100",
+    "models, every version": "/v1/models",
+    "dashboard": "/dashboard",
+    "dashboard, assistant": "/dashboard/assistants/grown",
+    "dashboard, newest version": "/dashboard/assistants/grown/versions/{newest}",
+    "dashboard, rollback": "/dashboard/assistants/grown/rollback",
 }
 MATRIX = f"matrix, {MATRIX_VERSIONS} x {MATRIX_SKILLS}"
 POST = f"POST batch of {BATCH}"
+POST_UPDATE = f"POST update of {BATCH} new"
 SIZES = ((1_000, 10), (10_000, 100), (100_000, 1_000), (1_000_000, 10_000))
 """(demonstrations, versions) of the growing assistant."""
 numbers = count(10_000_000)
@@ -99,6 +109,12 @@ def post_batch(client: httpx.Client) -> httpx.Response:
     return client.post(f"{GROWN}/skills/posted/demonstrations", json={"demonstrations": lines})
 
 
+def post_update(client: httpx.Client) -> httpx.Response:
+    """The update of a new batch, which stays queued; posting the batch is not in its time."""
+    post_batch(client).raise_for_status()
+    return client.post(f"{GROWN}/updates", json={"skills": ["posted"]})
+
+
 def read(path: str) -> Request:
     return lambda client: client.get(path)
 
@@ -112,9 +128,8 @@ def measure(base: str, request: Request, clients: int, seconds: float, least: in
         with httpx.Client(base_url=base, timeout=120, trust_env=False) as client:
             client.get("/healthz")  # connected before the first is timed
             while len(taken) < least or time.perf_counter() - started_at < seconds:
-                at = time.perf_counter()
-                request(client).raise_for_status()
-                taken.append(time.perf_counter() - at)
+                reply = request(client).raise_for_status()
+                taken.append(reply.elapsed.total_seconds())
         return taken
 
     with ThreadPoolExecutor(clients) as pool:
@@ -148,7 +163,6 @@ def run(kind: str, options: argparse.Namespace) -> dict[str, Any]:
                 body = {"name": skill, "grader": {"type": "exact"}, "holdout_fraction": 0.2}
                 client.post(f"/v1/assistants/{name}/skills", json=body).raise_for_status()
         data.grow_versions(sessions, "matrix", MATRIX_VERSIONS - 1, suites=skills, skill="s0")
-        requests = {POST: post_batch, **{name: read(path) for name, path in READS.items()}}
         growth: list[dict[str, Any]] = []
         load: dict[str, dict[str, Any]] = {}
         deadline = time.monotonic() + options.growth_seconds
@@ -157,17 +171,32 @@ def run(kind: str, options: argparse.Namespace) -> dict[str, Any]:
             if demonstrations > options.demonstrations or time.monotonic() > deadline:
                 break
             say(f"{kind}: growing to {demonstrations} demonstrations, {versions} versions")
+            began = time.monotonic()
             data.grow_versions(sessions, "grown", versions, suites=["route"])
             data.grow_demonstrations(sessions, "grown", done, demonstrations)
-            done = demonstrations
+            data.settle(engine)
+            seeded, done = time.monotonic() - began, demonstrations
+            reads = {name: read(path.format(newest=versions)) for name, path in READS.items()}
+            requests = {POST: post_batch, POST_UPDATE: post_update, **reads}
             costs = {
                 name: measure(base, request, 1, options.seconds, 5)["p50_ms"]
                 for name, request in requests.items()
             }
-            growth.append({"demonstrations": demonstrations, "versions": versions, "p50_ms": costs})
+            growth.append(
+                {
+                    "demonstrations": demonstrations,
+                    "versions": versions,
+                    "seeded_seconds": round(seeded),
+                    "p50_ms": costs,
+                }
+            )
             say(f"{kind}: {growth[-1]}")
             if not load:  # at the first size, so that both databases are compared alike
-                requests_with_matrix = {**requests, MATRIX: read("/v1/assistants/matrix/matrix")}
+                requests_with_matrix = {
+                    POST: post_batch,
+                    **reads,
+                    MATRIX: read("/v1/assistants/matrix/matrix"),
+                }
                 for name, request in requests_with_matrix.items():
                     load[name] = {}
                     for clients in options.clients:

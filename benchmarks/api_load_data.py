@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, update
+from sqlalchemy import Engine, exists, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from domain.demonstration import DemonstrationLine
 from domain.ids import new_id
 from domain.recipe import Recipe
+from domain.version import Manifest
 from registry import aliases, assistants
 from registry.session import db_now
 from registry.tables import (
-    Alias,
+    AliasMove,
     Assistant,
     Batch,
     DemonstrationRow,
@@ -62,18 +63,33 @@ def line(number: int) -> dict[str, str]:
 
 
 def grow_demonstrations(sessions: sessionmaker[Session], name: str, start: int, stop: int) -> None:
-    """Demonstrations `start` to `stop` of the assistant's skill `route`, all taught by its champion."""
+    """Demonstrations `start` to `stop` of the assistant's skill `route`, in equal parts taught by the updates
+    that have taught none yet."""
+    with sessions() as session:
+        assistant = assistants.get_assistant(session, TEAM, name)
+        none_yet = ~exists().where(UpdateDemonstration.update_id == Update.id)
+        made = select(Update.id).where(Update.assistant_id == assistant.id, Update.in_lineage, none_yet)
+        updates = list(session.scalars(made.order_by(Update.seq)))
     for first in range(start, stop, ROWS_AT_ONCE):
         with sessions.begin() as session:
             assistant = assistants.get_assistant(session, TEAM, name)
             skill = assistants.get_skill(session, assistant, "route")
             rows = list(_demonstrations(session, assistant, skill, first, min(first + ROWS_AT_ONCE, stop)))
+            for number, row in enumerate(rows, first):
+                row["update_id"] = updates[(number - start) * len(updates) // (stop - start)]
             session.execute(insert(DemonstrationRow), rows)
             skill.train_demonstrations += len(rows)
-            taught_by = _champion_update(session, assistant)
-            owner = {"team_id": TEAM, "assistant_id": assistant.id, "update_id": taught_by}
             session.execute(
-                insert(UpdateDemonstration), [{**owner, "demonstration_id": row["id"]} for row in rows]
+                insert(UpdateDemonstration),
+                [
+                    {
+                        "team_id": TEAM,
+                        "assistant_id": assistant.id,
+                        "update_id": row["update_id"],
+                        "demonstration_id": row["id"],
+                    }
+                    for row in rows
+                ],
             )
 
 
@@ -106,12 +122,6 @@ def _demonstrations(
         }
 
 
-def _champion_update(session: Session, assistant: Assistant) -> str:
-    champion = session.get_one(Version, aliases.get_alias(session, assistant, "champion").version_id)
-    assert champion.update_id is not None
-    return champion.update_id
-
-
 def grow_versions(
     sessions: sessionmaker[Session], name: str, stop: int, *, suites: list[str], skill: str = "route"
 ) -> None:
@@ -123,10 +133,10 @@ def grow_versions(
         line_of = {"team_id": TEAM, "assistant_id": assistant.id, "created_at": now}
         known = session.query(Version.id).where(Version.assistant_id == assistant.id)
         parent = known.order_by(Version.number.desc()).limit(1).scalar()
-        updates, rows, measured, made_by = [], [], [], {}
+        champion = aliases.get_alias(session, assistant, "champion")
+        updates, rows, measured, moves = [], [], [], []
         for number in range(assistant.next_version, stop + 1):
             version, own = new_id("ver"), new_id("upd")
-            made_by[own] = version
             updates.append(
                 {
                     **line_of,
@@ -137,6 +147,7 @@ def grow_versions(
                     "gate": {},
                     "publish": "auto",
                     "parent_version_id": None,
+                    "in_lineage": True,
                     "verdict": verdict,
                     "finished_at": now,
                 }
@@ -151,12 +162,28 @@ def grow_versions(
                     "update_id": own,
                     "served_name": f"{name}-v{number}",
                     "manifest_sha256": "0" * 64,
-                    "manifest": {"kind": "adapter", "files": []},
+                    "manifest": Manifest(
+                        kind="adapter", base_model=assistant.base_model, update_id=own, files=[]
+                    ).model_dump(mode="json"),
                     "recipe": recipe,
                     "verdict": verdict,
                 }
             )
-            parent = version
+            champion.revision += 1
+            moves.append(
+                {
+                    **line_of,
+                    "id": new_id("move"),
+                    "alias": "champion",
+                    "from_version_id": parent,
+                    "to_version_id": version,
+                    "revision": champion.revision,
+                    "kind": "publish",
+                    "actor": "worker",
+                    "update_id": own,
+                }
+            )
+            parent = champion.version_id = version
             measured += [
                 {
                     "id": new_id("meas"),
@@ -173,12 +200,31 @@ def grow_versions(
                 }
                 for suite in suites
             ]
-        for table, found in ((Update, updates), (Version, rows), (MeasurementRow, measured)):
-            if found:
-                session.execute(insert(table), found)
-        assistant.next_version = max(assistant.next_version, stop + 1)
+        # Updates and versions refer to each other.
+        with session.no_autoflush:
+            for table, found in (
+                (Update, updates),
+                (Version, rows),
+                (MeasurementRow, measured),
+                (AliasMove, moves),
+            ):
+                if found:
+                    session.execute(insert(table), found)
+        mine = select(Version).where(Version.update_id == Update.id)
         session.execute(
-            update(Alias)
-            .where(Alias.assistant_id == assistant.id, Alias.name == "champion")
-            .values(version_id=parent)
+            update(Update)
+            .where(Update.id.in_(select(Version.update_id).where(Version.assistant_id == assistant.id)))
+            .values(
+                version_id=mine.with_only_columns(Version.id).scalar_subquery(),
+                parent_version_id=mine.with_only_columns(Version.parent_id).scalar_subquery(),
+            )
+            .execution_options(synchronize_session=False)
         )
+        assistant.next_version = max(assistant.next_version, stop + 1)
+
+
+def settle(engine: Engine) -> None:
+    """What PostgreSQL does by itself within a minute of rows that came one by one."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")

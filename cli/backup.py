@@ -23,6 +23,7 @@ from domain.errors import RatchetError
 from domain.settings import Settings
 from registry import retention, snapshot
 from registry.retention import VersionFiles
+from registry.session import make_reading_sessions, make_sessions
 from registry.snapshot import DatabaseKind
 
 DESCRIPTION = "backup.json"
@@ -78,7 +79,7 @@ def _save(settings: Settings, folder: Path) -> Backup:
     url = settings.resolved_database_url
     kind = snapshot.kind_of(url)
     store = open_store(settings)
-    with snapshot.opened(url) as sessions, sessions.begin() as session:
+    with snapshot.opened(url) as live, make_sessions(live).begin() as session:
         for version in retention.version_files(session):
             if not version.pruned:
                 # From here on retention leaves it alone, for as long as its grace.
@@ -155,7 +156,8 @@ def _restore(settings: Settings, folder: Path, found: Backup) -> None:
 
 def _require_whole(settings: Settings, store: VersionStore) -> None:
     """Every version that the restored ledger names has its files. Raises CorruptArtifact."""
-    with snapshot.opened(settings.resolved_database_url) as sessions, sessions() as session:
+    url = settings.resolved_database_url
+    with snapshot.opened(url) as restored, make_reading_sessions(restored)() as session:
         versions = retention.version_files(session)
     for version in versions:
         if not version.pruned:

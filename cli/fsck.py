@@ -67,16 +67,18 @@ def check(settings: Settings, *, repair: bool) -> Report:
     from artifacts.opening import open_store
     from artifacts.sweep import orphaned
     from registry import files, retention
+    from registry.session import make_reading_sessions
     from registry.snapshot import opened
 
     store = open_store(settings)
-    with opened(settings.resolved_database_url) as sessions:
+    with opened(settings.resolved_database_url) as ledger:
+        reads = make_reading_sessions(ledger)
 
         def unneeded(stored: Sequence[str]) -> Sequence[str]:
-            with sessions() as session:
+            with reads() as session:
                 return retention.unneeded_ids(session, stored)
 
-        with sessions() as session:
+        with reads() as session:
             versions = retention.version_files(session)
             findings = [
                 Finding("corrupt", file.id, None, f"{file.id} ({file.filename}) differs from its sha256")

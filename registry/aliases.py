@@ -10,6 +10,7 @@ from domain.errors import Conflict, InvalidInput, NotFound, NothingToRollBackTo,
 from domain.ids import new_id
 from domain.version import CHAMPION, is_reserved_alias
 from registry import audit
+from registry.lineage import move_champion
 from registry.paging import Page, read_page
 from registry.session import db_now, violates_unique
 from registry.tables import Alias, AliasMove, Assistant, Version
@@ -119,6 +120,8 @@ def move_alias(
     else:
         # Compared above and set here under one row lock.
         current.version_id, current.revision, current.updated_at = version.id, move.revision, move.created_at
+        if alias == CHAMPION and move.from_version_id is not None:
+            move_champion(session, move.from_version_id, version.id)
     session.add(move)
     session.flush()
     audit.record(

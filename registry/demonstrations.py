@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, and_, insert, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, Subquery, exists, insert, or_, select, union_all
+from sqlalchemy.orm import Session, aliased
 
 from domain.demonstration import Demonstration, Message, Split, is_held_out
 from domain.errors import Conflict, InvalidInput
 from domain.ids import new_id
 from domain.update import FINISHED, Status
-from domain.version import CHAMPION
 from registry import audit
+from registry.lineage import lineage_ids
 from registry.paging import Page, read_page
 from registry.session import db_now
 from registry.tables import (
-    Alias,
     Assistant,
     Batch,
     DemonstrationRow,
@@ -24,7 +23,6 @@ from registry.tables import (
     UpdateDemonstration,
     Version,
 )
-from registry.versions import lineage_ids
 
 HASHES_PER_QUERY = 10_000
 """SQLite takes at most 32766 variables in one statement."""
@@ -142,36 +140,30 @@ def holdout_items(session: Session, skill: Skill) -> list[DemonstrationRow]:
     )
 
 
-def untaught(
-    session: Session, assistant: Assistant, skills: Sequence[Skill] | None
-) -> list[DemonstrationRow]:
-    """Train-split demonstrations that neither the champion's lineage nor a waiting update was taught."""
-    rows = select(DemonstrationRow).where(is_untaught(assistant))
+def untaught(assistant: Assistant, skills: Sequence[Skill] | None) -> Subquery:
+    """Columns `id`, `seq` and `skill_id` of the train-split demonstrations that neither the champion's
+    lineage nor a waiting update was taught; `skills` None: of all.
+
+    Found by index and by what they are: not one of those taught is looked at.
+    """
+    rows = select(DemonstrationRow.id, DemonstrationRow.seq, DemonstrationRow.skill_id).where(
+        DemonstrationRow.assistant_id == assistant.id, DemonstrationRow.split == "train"
+    )
     if skills is not None:
         rows = rows.where(DemonstrationRow.skill_id.in_([skill.id for skill in skills]))
-    return list(session.scalars(rows.order_by(DemonstrationRow.seq)))
-
-
-def is_untaught(assistant: Assistant) -> ColumnElement[bool]:
-    """Holds for the rows of `DemonstrationRow` that an update of the assistant would teach now."""
-    champion = (
-        select(Alias.version_id)
-        .where(Alias.assistant_id == assistant.id, Alias.name == CHAMPION)
-        .scalar_subquery()
+    new = rows.where(DemonstrationRow.update_id.is_(None))
+    ended, holder = aliased(Update), aliased(Update)
+    # The champion may have gone back to where an earlier update taught it.
+    held = (
+        exists()
+        .where(UpdateDemonstration.demonstration_id == DemonstrationRow.id)
+        .where(holder.id == UpdateDemonstration.update_id)
+        .where(or_(holder.in_lineage, holder.status.in_(_UNFINISHED)))
     )
-    taught = (
-        select(UpdateDemonstration.demonstration_id)
-        .join(Update, Update.id == UpdateDemonstration.update_id)
-        .where(
-            Update.assistant_id == assistant.id,
-            or_(Update.status.in_(_UNFINISHED), Update.id.in_(_lineage_updates(champion))),
-        )
+    given_back = rows.join(ended, ended.id == DemonstrationRow.update_id).where(
+        ended.assistant_id == assistant.id, ended.status.in_(FINISHED), ~ended.in_lineage, ~held
     )
-    return and_(
-        DemonstrationRow.assistant_id == assistant.id,
-        DemonstrationRow.split == "train",
-        DemonstrationRow.id.not_in(taught),
-    )
+    return union_all(new, given_back).subquery("untaught")
 
 
 def taught_prompts(

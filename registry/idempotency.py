@@ -23,6 +23,27 @@ class Replay:
     response: str
 
 
+def find(session: Session, team_id: str, key: str, request_hash: str) -> Replay | None:
+    """The stored reply of a known key, None for a new one; only looks, and waits for nobody.
+
+    Raises what `begin` raises.
+    """
+    known = session.execute(
+        select(IdempotencyKey.request_hash, IdempotencyKey.status_code, IdempotencyKey.response).where(
+            IdempotencyKey.team_id == team_id, IdempotencyKey.key == key
+        )
+    ).one_or_none()
+    if known is None:
+        return None
+    if known.request_hash != request_hash:
+        raise InvalidInput("This key was used for another request.", param=PARAM, code="idempotency_mismatch")
+    if known.status_code is None or known.response is None:
+        raise Conflict(
+            "The first request with this key is still running.", param=PARAM, code="idempotency_in_flight"
+        )
+    return Replay(known.status_code, known.response)
+
+
 def begin(session: Session, team_id: str, key: str, request_hash: str) -> Replay | None:
     """None for a new key, now in flight; the stored reply for a known one.
 
@@ -39,18 +60,9 @@ def begin(session: Session, team_id: str, key: str, request_hash: str) -> Replay
             raise
     else:
         return None
-    known = session.execute(
-        select(IdempotencyKey.request_hash, IdempotencyKey.status_code, IdempotencyKey.response).where(
-            IdempotencyKey.team_id == team_id, IdempotencyKey.key == key
-        )
-    ).one()
-    if known.request_hash != request_hash:
-        raise InvalidInput("This key was used for another request.", param=PARAM, code="idempotency_mismatch")
-    if known.status_code is None or known.response is None:
-        raise Conflict(
-            "The first request with this key is still running.", param=PARAM, code="idempotency_in_flight"
-        )
-    return Replay(known.status_code, known.response)
+    stored = find(session, team_id, key, request_hash)
+    assert stored is not None  # its row was in the way
+    return stored
 
 
 def complete(session: Session, team_id: str, key: str, status_code: int, response: str) -> None:

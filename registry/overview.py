@@ -7,13 +7,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from domain.version import CHAMPION
-from registry.demonstrations import is_untaught
+from registry.demonstrations import untaught
 from registry.paging import Page
 from registry.tables import (
     Alias,
     AliasMove,
     Assistant,
-    DemonstrationRow,
     Event,
     ServingState,
     Skill,
@@ -96,12 +95,9 @@ class SkillOverview:
 
 def skill_overviews(session: Session, assistant: Assistant) -> list[SkillOverview]:
     """In order of creation."""
-    new = dict(
-        session.execute(
-            select(DemonstrationRow.skill_id, func.count())
-            .where(is_untaught(assistant))
-            .group_by(DemonstrationRow.skill_id)
-        ).all()
+    waiting = untaught(assistant, None)
+    new: dict[str, int] = dict(
+        session.execute(select(waiting.c.skill_id, func.count()).group_by(waiting.c.skill_id)).all()
     )
     skills = select(Skill).where(Skill.assistant_id == assistant.id).order_by(Skill.created_at, Skill.id)
     return [

@@ -12,14 +12,14 @@ from typing import Literal
 
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from domain.errors import Conflict, InvalidInput, NotFound
 from registry.retention import VersionFiles, version_files
-from registry.session import alembic_config, make_engine, make_sessions
+from registry.session import alembic_config, make_engine
 
 DatabaseKind = Literal["sqlite", "postgresql"]
 
@@ -29,8 +29,8 @@ def kind_of(url: str) -> DatabaseKind:
 
 
 @contextmanager
-def opened(url: str) -> Iterator[sessionmaker[Session]]:
-    """Sessions on an existing ledger that this code understands; nothing is created or migrated.
+def opened(url: str) -> Iterator[Engine]:
+    """An existing ledger that this code understands; nothing is created or migrated.
 
     Raises NotFound when there is none, Conflict(code="ledger_revision") for another schema,
     InvalidInput when the database does not answer.
@@ -53,7 +53,7 @@ def opened(url: str) -> Iterator[sessionmaker[Session]]:
                 "version once, or use the program that wrote it.",
                 code="ledger_revision",
             )
-        yield make_sessions(engine)
+        yield engine
     finally:
         engine.dispose()
 

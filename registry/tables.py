@@ -129,10 +129,11 @@ class DemonstrationRow(Base):
         ForeignKeyConstraint(
             ["team_id", "skill_id", "batch_id"], ["batches.team_id", "batches.skill_id", "batches.id"]
         ),
+        _own_key("update_id", "updates"),
         UniqueConstraint("skill_id", "content_hash"),
         UniqueConstraint("team_id", "assistant_id", "id"),
         CheckConstraint("split in ('train', 'holdout')", name="split"),
-        Index(None, "assistant_id", "split"),
+        Index(None, "assistant_id", "update_id", "split", "skill_id"),
         Index(None, "skill_id", "seq"),
         Index(None, "batch_id"),
     )
@@ -147,6 +148,8 @@ class DemonstrationRow(Base):
     content_hash: Mapped[str]
     body: Mapped[dict[str, Any]]
     """domain.demonstration.Demonstration."""
+    update_id: Mapped[str | None]
+    """The newest update that took it; null before the first."""
     created_at: Mapped[float]
 
 
@@ -205,6 +208,7 @@ class Update(Base):
         ),
         Index(None, "assistant_id", "status"),
         Index(None, "assistant_id", "seq"),
+        Index(None, "status"),
     )
     seq: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     """FIFO order."""
@@ -221,6 +225,8 @@ class Update(Base):
     parent_version_id: Mapped[str | None]
     """Champion at the time of the first claim."""
     version_id: Mapped[str | None]
+    in_lineage: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Its version is the champion or an ancestor of it; every move of the champion keeps it true."""
     verdict: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     """{code, message, param} of a failed update."""
@@ -290,6 +296,7 @@ class AliasMove(Base):
     __tablename__ = "alias_moves"
     __table_args__ = (
         UniqueConstraint("assistant_id", "alias", "revision"),
+        Index(None, "assistant_id", "created_at"),
         _own_key("from_version_id", "versions"),
         _own_key("to_version_id", "versions"),
         _own_key("update_id", "updates"),

@@ -1,7 +1,10 @@
 """Updates as people see them: create, read, cancel, pause, resume. `registry.leases` is the worker's side,
 and its verbs are verbs of this module too."""
 
-from sqlalchemy import insert, select
+from collections.abc import Sequence
+
+from sqlalchemy import func, insert, literal, select
+from sqlalchemy import update as mark
 from sqlalchemy.orm import Session
 
 from domain.errors import Conflict, InvalidInput, NotFound, NothingToTeach
@@ -69,24 +72,12 @@ def create_update(
         select(Assistant.id).where(Assistant.id == assistant.id).with_for_update(key_share=True)
     ).scalar_one()
     chosen = None if skills is None else _named(session, assistant, skills)
-    rows = untaught(session, assistant, chosen)
-    taught = list(dict.fromkeys(row.skill_id for row in rows))
-    if chosen is None:
-        found = {skill.id: skill for skill in session.scalars(select(Skill).where(Skill.id.in_(taught)))}
-        chosen = [found[skill_id] for skill_id in taught]
-    idle = [skill.name for skill in chosen if skill.id not in taught]
-    if idle or not rows:
-        of = f" of {', '.join(idle)}" if idle else ""
-        raise NothingToTeach(
-            f"Every demonstration{of} for training is already taught or waiting in an update.",
-            param="skills",
-        )
     update = Update(
         id=new_id("upd"),
         team_id=assistant.team_id,
         assistant_id=assistant.id,
         status=Status.QUEUED,
-        skills=[skill.name for skill in chosen],
+        skills=[],
         recipe=recipe.model_dump(mode="json"),
         gate=gate.model_dump(mode="json"),
         publish=publish,
@@ -95,28 +86,28 @@ def create_update(
         fence=0,
         created_at=db_now(session),
     )
-    session.add(update)
+    with session.begin_nested():  # in which nothing stays of what turns out to teach nothing
+        session.add(update)
+        session.flush()
+        taken = _take(session, assistant, update, chosen)
+        idle = [] if chosen is None else [skill.name for skill in chosen if skill.name not in taken]
+        if idle or not taken:
+            of = f" of {', '.join(idle)}" if idle else ""
+            raise NothingToTeach(
+                f"Every demonstration{of} for training is already taught or waiting in an update.",
+                param="skills",
+            )
+    update.skills = list(taken) if chosen is None else [skill.name for skill in chosen]
     session.flush()
-    session.execute(
-        insert(UpdateDemonstration),
-        [
-            {
-                "update_id": update.id,
-                "demonstration_id": row.id,
-                "team_id": update.team_id,
-                "assistant_id": update.assistant_id,
-            }
-            for row in rows
-        ],
-    )
+    count = sum(taken.values())
     events.append(
         session,
         update,
         type="message",
-        message=f"Queued: {len(rows)} demonstrations of {', '.join(update.skills)}.",
-        data={"status": Status.QUEUED, "demonstrations": len(rows)},
+        message=f"Queued: {count} demonstrations of {', '.join(update.skills)}.",
+        data={"status": Status.QUEUED, "demonstrations": count},
     )
-    _audit(session, update, actor, "update.create", {"skills": update.skills, "demonstrations": len(rows)})
+    _audit(session, update, actor, "update.create", {"skills": update.skills, "demonstrations": count})
     return update
 
 
@@ -214,6 +205,42 @@ def resume(session: Session, update: Update, actor: str) -> Update:
 def _has_a_worker(session: Session, row: Update) -> bool:
     """Whether somebody holds a lease on the locked row and so will meet a request."""
     return row.status == Status.RUNNING and row.lease_until is not None and row.lease_until >= db_now(session)
+
+
+def _take(
+    session: Session, assistant: Assistant, update: Update, skills: Sequence[Skill] | None
+) -> dict[str, int]:
+    """Make what is untaught the update's; how many demonstrations by skill, first accepted first.
+
+    By statements over sets: a first update may take a million.
+    """
+    rows = untaught(assistant, skills)
+    owner = [literal(id) for id in (update.team_id, update.assistant_id, update.id)]
+    columns = ["team_id", "assistant_id", "update_id", "demonstration_id"]
+    session.execute(insert(UpdateDemonstration).from_select(columns, select(*owner, rows.c.id)))
+    # By what was written: on PostgreSQL a second look could already see another batch.
+    mine = select(UpdateDemonstration.demonstration_id).where(UpdateDemonstration.update_id == update.id)
+    session.execute(
+        mark(DemonstrationRow)
+        .where(DemonstrationRow.id.in_(mine))
+        .values(update_id=update.id)
+        .execution_options(synchronize_session=False)
+    )
+    taken = (
+        select(
+            DemonstrationRow.skill_id,
+            func.min(DemonstrationRow.seq).label("first"),
+            func.count().label("count"),
+        )
+        .where(
+            DemonstrationRow.assistant_id == assistant.id,
+            DemonstrationRow.update_id == update.id,
+        )
+        .group_by(DemonstrationRow.skill_id)
+        .subquery()
+    )
+    by_skill = select(Skill.name, taken.c.count).join(taken, taken.c.skill_id == Skill.id)
+    return dict(session.execute(by_skill.order_by(taken.c.first)).all())
 
 
 def _named(session: Session, assistant: Assistant, names: list[str]) -> list[Skill]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import CTE, Select, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, aliased
 
 from domain.errors import Conflict, CorruptArtifact, NotFound, UpdateCancelled
@@ -13,6 +13,7 @@ from domain.version import CHAMPION, Manifest, parse_version
 from registry import aliases, audit, events
 from registry.claims import Claim, held
 from registry.engines import checkpoint_of
+from registry.lineage import lineage_ids
 from registry.measurements import save_measurement
 from registry.paging import Page, read_page
 from registry.retention import publishing_id
@@ -111,15 +112,6 @@ def lineage(session: Session, version: Version) -> list[Version]:
     """From v0 along the parents to `version` itself."""
     rows = select(Version).where(Version.id.in_(lineage_ids(version.id)))
     return list(session.scalars(rows.order_by(Version.number)))
-
-
-def lineage_ids(version_id: object) -> Select[str]:
-    """Ids of the version (a value or a scalar subquery) and of all its ancestors."""
-    start = select(Version.id, Version.parent_id).where(Version.id == version_id)
-    line: CTE = start.cte("lineage", recursive=True)
-    parent = aliased(Version)
-    line = line.union_all(select(parent.id, parent.parent_id).join(line, parent.id == line.c.parent_id))
-    return select(line.c.id)
 
 
 def allocate_version(session: Session, claim: Claim) -> tuple[str, int]:

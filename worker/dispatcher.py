@@ -19,7 +19,7 @@ from domain.failpoint import failpoint
 from domain.settings import Settings
 from registry.claims import Patience
 from registry.leases import DEFAULT_PATIENCE
-from registry.session import make_engine, make_sessions
+from registry.session import make_engine, make_reading_sessions, make_sessions
 from registry.updates import claimable
 from worker.app import QUEUE, app
 from worker.housekeeping import Housekeeper
@@ -39,14 +39,14 @@ class Dispatcher:
 
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        reads: sessionmaker[Session],
         *,
         send: Callable[[str], None],
         pending: Callable[[], int],
         patience: Patience = DEFAULT_PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sessions = sessions
+        self._reads = reads
         self._send = send
         self._pending = pending
         self._patience = patience
@@ -55,7 +55,7 @@ class Dispatcher:
 
     def sweep(self) -> list[str]:
         """One look at the database; returns the ids that were sent."""
-        with self._sessions.begin() as session:
+        with self._reads() as session:
             waiting = claimable(session, self._patience)
         # What was claimed since is forgotten: should it wait again (resumed, lease lost), it is sent at once.
         self._nudged = {update: at for update, at in self._nudged.items() if update in waiting}
@@ -96,12 +96,13 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    sessions = make_sessions(make_engine(settings.resolved_database_url))
+    ledger = make_engine(settings.resolved_database_url)
+    reads = make_reading_sessions(ledger)
     # Of its own thread: removing large files must not hold up a nudge.
-    housekeeper = Housekeeper(settings, sessions)
+    housekeeper = Housekeeper(settings, make_sessions(ledger), reads)
     threading.Thread(target=housekeeper.run, args=(ended,), name="housekeeping", daemon=True).start()
     dispatcher = Dispatcher(
-        sessions,
+        reads,
         send=send,
         pending=pending,
         patience=Patience(tries=settings.update_tries, first_seconds=settings.retry_seconds),

@@ -114,13 +114,13 @@ class Evaluation:
 
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        reads: sessionmaker[Session],
         claim: Claim,
         brief: Brief,
         settings: Settings,
         journal: Journal,
     ) -> None:
-        self._sessions = sessions
+        self._reads = reads
         self._claim = claim
         self._brief = brief
         self._journal = journal
@@ -133,7 +133,7 @@ class Evaluation:
 
         Raises EngineUnavailable, CorruptArtifact, Interrupted.
         """
-        with self._sessions.begin() as session:
+        with self._reads() as session:
             plan = read_plan(session, self._brief)
         suites = [*plan.taught, *plan.earlier]
         mine = f"{self._claim.update_id}-{self._claim.fence}"
@@ -198,7 +198,7 @@ class Evaluation:
     def _known(self, version: Version | None, kind: SuiteKind, suite: str) -> dict[str, ItemScore]:
         if version is None:
             return self._scores.known(kind, suite)
-        with self._sessions.begin() as session:
+        with self._reads() as session:
             return measured_items(session, version, kind, suite)
 
 

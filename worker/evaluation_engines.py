@@ -22,6 +22,7 @@ class Engines:
     def __init__(
         self,
         sessions: sessionmaker[Session],
+        reads: sessionmaker[Session],
         claim: Claim,
         brief: Brief,
         lease: Lease,
@@ -29,6 +30,7 @@ class Engines:
         settings: Settings,
     ) -> None:
         self._sessions = sessions
+        self._reads = reads
         self._claim = claim
         self._brief = brief
         self._lease = lease
@@ -68,7 +70,13 @@ class Engines:
             )
         with (
             engine_for(
-                self._sessions, self._claim, model_id, folder, lease=self._lease, journal=self._journal
+                self._sessions,
+                self._reads,
+                self._claim,
+                model_id,
+                folder,
+                lease=self._lease,
+                journal=self._journal,
             ),
             self._engine(model_id) as engine,
         ):
@@ -78,6 +86,6 @@ class Engines:
     def _engine(self, runs: str) -> Iterator[PatientEngine]:
         scores_prompts = self._settings.scores_prompts
         with PatientEngine(
-            self._sessions, runs, self._lease, self._journal, scores_prompts=scores_prompts
+            self._reads, runs, self._lease, self._journal, scores_prompts=scores_prompts
         ) as engine:
             yield engine

@@ -22,8 +22,11 @@ INTERVAL_SECONDS = 3600.0
 class Housekeeper:
     """The ledger's side of a sweep; each method is a transaction of its own."""
 
-    def __init__(self, settings: Settings, sessions: sessionmaker[Session]) -> None:
+    def __init__(
+        self, settings: Settings, sessions: sessionmaker[Session], reads: sessionmaker[Session]
+    ) -> None:
         self._sessions = sessions
+        self._reads = reads
         self._store = open_store(settings)
         self._grace_seconds = settings.artifacts_grace_hours * 3600
         keep = settings.keep_versions
@@ -42,7 +45,7 @@ class Housekeeper:
         """Nothing unless the settings say how many versions to keep."""
         if self._policy is None:
             return []
-        with self._sessions.begin() as session:
+        with self._reads() as session:
             return retention.prunable(session, self._policy)
 
     def prune(self, version_id: str) -> bool:
@@ -51,5 +54,5 @@ class Housekeeper:
             return retention.prune(session, version_id, self._policy)
 
     def unneeded(self, stored: Sequence[str]) -> Sequence[str]:
-        with self._sessions.begin() as session:
+        with self._reads() as session:
             return retention.unneeded_ids(session, stored)

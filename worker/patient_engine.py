@@ -37,7 +37,7 @@ class PatientEngine:
 
     def __init__(
         self,
-        sessions: sessionmaker[Session],
+        reads: sessionmaker[Session],
         base_model: str,
         lease: Lease,
         journal: Journal,
@@ -47,7 +47,7 @@ class PatientEngine:
         """`base_model`: what the engine runs, a base model's name or a whole model's id. Without
         `scores_prompts`, asking for a prompt's likelihood could end the engine, and is refused."""
         self.scores_prompts = scores_prompts
-        self._sessions = sessions
+        self._reads = reads
         self._base_model = base_model
         self._lease = lease
         self._journal = journal
@@ -119,7 +119,7 @@ class PatientEngine:
         self._journal.tell(f"Waiting for the inference engine: {error.message}", level="warning")
 
     def _find(self) -> tuple[EngineClient, str]:
-        with self._sessions.begin() as session:
+        with self._reads() as session:
             known = [
                 (row.url, row.model_name) for row in replicas(session) if row.base_model == self._base_model
             ]

@@ -33,7 +33,7 @@ from domain.version import CHAMPION
 from evaluation.gate import decide
 from registry import aliases, assistants, serving, updates, versions
 from registry.claims import Claim, Patience
-from registry.session import make_engine, make_sessions
+from registry.session import make_engine, make_reading_sessions, make_sessions
 from serving.checkpoint_validation import validate_checkpoint
 from worker import shutdown
 from worker.brief import Brief, read_brief
@@ -61,12 +61,14 @@ class Pipeline:
         self,
         settings: Settings,
         sessions: sessionmaker[Session],
+        reads: sessionmaker[Session],
         *,
         trainer_command: list[str],
         shutdown_requested: Callable[[], bool],
     ) -> None:
         self.settings = settings
         self.sessions = sessions
+        self.reads = reads
         self.store = open_store(settings)
         self.trainer_command = trainer_command
         self.patience = Patience(tries=settings.update_tries, first_seconds=settings.retry_seconds)
@@ -79,9 +81,11 @@ class Pipeline:
         """For the process that runs one task; its SIGTERM then means: give the update back."""
         settings = Settings()
         shutdown.heed_sigterm()
+        ledger = make_engine(settings.resolved_database_url)
         return cls(
             settings,
-            make_sessions(make_engine(settings.resolved_database_url)),
+            make_sessions(ledger),
+            make_reading_sessions(ledger),
             trainer_command=trainer_command or [sys.executable, "-m", "trainer"],
             shutdown_requested=shutdown.requested,
         )
@@ -134,6 +138,7 @@ class Story:
         self._pipeline = pipeline
         self._settings = pipeline.settings
         self._sessions = pipeline.sessions
+        self._reads = pipeline.reads
         self._claim = claim
         self._lease = lease
         self._journal = Journal(pipeline.sessions, claim)
@@ -144,7 +149,7 @@ class Story:
         update is another worker's then, now or when the lease runs out."""
         try:
             self._lease.check()
-            with self._sessions.begin() as session:
+            with self._reads() as session:
                 brief = read_brief(session, self._claim)
             version_id = brief.published
             if version_id is None:
@@ -178,7 +183,7 @@ class Story:
         output = self._folder / f"output-{self._claim.fence}"
 
         def build() -> TrainingJob:
-            with self._sessions.begin() as session:
+            with self._reads() as session:
                 return build_job(session, brief)
 
         start = self._start(brief)
@@ -212,8 +217,10 @@ class Story:
         else:
             limit = self._settings.adapter_rank_limit
             check_candidate(candidate, self._base(brief), brief.base_model, limit)
-        evaluation = Evaluation(self._sessions, self._claim, brief, self._settings, self._journal)
-        engines = Engines(self._sessions, self._claim, brief, self._lease, self._journal, self._settings)
+        evaluation = Evaluation(self._reads, self._claim, brief, self._settings, self._journal)
+        engines = Engines(
+            self._sessions, self._reads, self._claim, brief, self._lease, self._journal, self._settings
+        )
         return evaluation.run(engines, candidate, self._parent_adapter(brief))
 
     def _gate(self, brief: Brief, scores: Scores) -> Verdict:
@@ -271,7 +278,7 @@ class Story:
         full = brief.recipe.version_kind == "full"
         patience = ENGINE_START_PATIENCE_SECONDS if full else SERVING_PATIENCE_SECONDS
         while True:
-            with self._sessions.begin() as session:
+            with self._reads() as session:
                 assistant = assistants.get_assistant(session, brief.team_id, brief.assistant_id)
                 champion = aliases.get_alias(session, assistant, CHAMPION)
                 state = serving.serving_state(session, brief.assistant_id, CHAMPION)

@@ -24,6 +24,7 @@ POLL_SECONDS = 0.5
 @contextmanager
 def engine_for(
     sessions: sessionmaker[Session],
+    reads: sessionmaker[Session],
     claim: Claim,
     model_id: str,
     folder: Path | None,
@@ -39,7 +40,7 @@ def engine_for(
     with sessions.begin() as session:
         engines.demand_for_update(session, claim, model_id, None if folder is None else str(folder))
     try:
-        _await_start(sessions, model_id, lease, journal)
+        _await_start(reads, model_id, lease, journal)
         yield
     finally:
         try:
@@ -49,11 +50,11 @@ def engine_for(
             logger.info("the engine of %s is the successor's to withdraw", model_id)
 
 
-def _await_start(sessions: sessionmaker[Session], model_id: str, lease: Lease, journal: Journal) -> None:
+def _await_start(reads: sessionmaker[Session], model_id: str, lease: Lease, journal: Journal) -> None:
     began, told = time.monotonic(), None
     while True:
         lease.check()
-        with sessions.begin() as session:
+        with reads() as session:
             running = any(replica.base_model == model_id for replica in serving.replicas(session))
             problem = engines.problem(session, model_id)
         if running:

@@ -65,6 +65,9 @@ def accept_batch(
     media_type: Annotated[str, Depends(_media_type)],
     dry_run: Annotated[bool, Query(description="validate and count, store nothing")] = False,
 ) -> Response:
+    stored = creation.replay()
+    if stored is not None:
+        return stored
     with context.reads() as session:
         owner = assistants.get_assistant(session, team_id, assistant)
         assistants.get_skill(session, owner, skill)

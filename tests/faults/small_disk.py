@@ -40,6 +40,7 @@ def main() -> None:
         pipeline = Pipeline(
             Settings(update_tries=4, retry_seconds=0.01),
             stack.sessions,
+            stack.reads,
             trainer_command=TRAINER,
             shutdown_requested=lambda: False,
         )

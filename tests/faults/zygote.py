@@ -24,7 +24,7 @@ from api.app import create_app
 from domain import failpoint
 from domain.settings import Settings
 from registry.claims import Patience
-from registry.session import make_engine, make_sessions
+from registry.session import make_engine, make_reading_sessions, make_sessions
 from registry.updates import claimable
 from worker.pipeline import Pipeline
 
@@ -34,8 +34,14 @@ PR_SET_PDEATHSIG = 1
 
 def pipeline():
     settings = Settings()
-    sessions = make_sessions(make_engine(settings.resolved_database_url))
-    return Pipeline(settings, sessions, trainer_command=TRAINER, shutdown_requested=lambda: False)
+    ledger = make_engine(settings.resolved_database_url)
+    return Pipeline(
+        settings,
+        make_sessions(ledger),
+        make_reading_sessions(ledger),
+        trainer_command=TRAINER,
+        shutdown_requested=lambda: False,
+    )
 
 
 def work(seed):
@@ -44,7 +50,7 @@ def work(seed):
     patience = Patience(tries=worker.settings.update_tries, first_seconds=worker.settings.retry_seconds)
     while True:
         try:
-            with worker.sessions.begin() as session:
+            with worker.reads() as session:
                 waiting = claimable(session, patience)
             if waiting:
                 worker.run(draw.choice(waiting))

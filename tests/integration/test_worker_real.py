@@ -98,6 +98,7 @@ def test_stopped_resumed_measured_and_kept(stack: Stack, monkeypatch: pytest.Mon
     pipeline = Pipeline(
         Settings(),
         stack.sessions,
+        stack.reads,
         trainer_command=[sys.executable, "-m", "trainer"],
         shutdown_requested=lambda: bool(stopping),
     )

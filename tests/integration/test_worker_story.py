@@ -3,10 +3,12 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from sqlalchemy import Connection, event
 
 from domain import failpoint
 from domain.settings import Settings
@@ -29,6 +31,7 @@ class Desk:
         self.pipeline = Pipeline(
             Settings(update_tries=3, retry_seconds=0.01),
             stack.sessions,
+            stack.reads,
             trainer_command=TRAINER,
             shutdown_requested=lambda: self.shutdown,
         )
@@ -91,6 +94,36 @@ def held_out(stack: Stack, assistant_id: str, skill: str) -> int:
     with stack.sessions.begin() as session:
         assistant = assistants.get_assistant(session, TEAM, assistant_id)
         return len(demonstrations.holdout_items(session, assistants.get_skill(session, assistant, skill)))
+
+
+def test_what_only_reads_takes_no_write_lock(stack: Stack, desk: Desk) -> None:
+    """On SQLite such a transaction would hold up every POST, for as long as reading demonstrations takes."""
+    mine: list[str] = []
+    idle: list[list[str]] = []
+
+    def keep(_connection: Connection, _cursor: object, statement: str, *_rest: object) -> None:
+        if threading.current_thread() is threading.main_thread():  # the stand-in controller has its own
+            if statement.startswith("BEGIN"):
+                mine.clear()
+            mine.append(statement)
+
+    def end(_connection: Connection) -> None:
+        wrote = any(one.startswith(("INSERT", "UPDATE", "DELETE")) for one in mine)
+        if threading.current_thread() is threading.main_thread() and mine[0] == "BEGIN IMMEDIATE":
+            idle.extend([] if wrote else [list(mine)])
+
+    update_id = stack.teach(stack.assistant(), "route")
+    event.listen(stack.db, "before_cursor_execute", keep)
+    event.listen(stack.db, "commit", end)
+    try:
+        desk.pipeline.run(update_id)
+    finally:
+        event.remove(stack.db, "before_cursor_execute", keep)
+        event.remove(stack.db, "commit", end)
+    assert stack.update(update_id).status == "succeeded"
+    # Before files are staged the fence is looked at, and the next version's number.
+    (fence,) = idle
+    assert len(fence) == 3, fence
 
 
 def test_two_skills_in_a_row(stack: Stack, desk: Desk) -> None:

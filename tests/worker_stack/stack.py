@@ -28,7 +28,7 @@ from domain.recipe import Recipe
 from domain.skill import ExactGrader
 from domain.update import FINISHED
 from registry import aliases, assistants, demonstrations, serving, updates, versions
-from registry.session import make_engine, make_sessions, upgrade
+from registry.session import make_engine, make_reading_sessions, make_sessions, upgrade
 from registry.tables import Event, Update, Version
 from tests.worker_stack.engine import StandInEngine
 
@@ -48,6 +48,7 @@ class Stack:
             upgrade(self.url)
         self.db = make_engine(self.url)
         self.sessions = make_sessions(self.db)
+        self.reads = make_reading_sessions(self.db)
         self.environment = os.environ | {
             MARK: str(self.home),
             "RATCHET_HOME": str(self.home),

@@ -1,11 +1,13 @@
 """A creating POST that is sent twice happens once."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from api import idempotency
 from api.context import Context
@@ -100,6 +102,25 @@ def test_a_double_of_a_running_request_is_refused(
     assert api.post(DEMOS, json=body, headers=KEY).content == replies[0].content
     context: Context = api.app.state.context  # type: ignore[attr-defined]
     assert context.idempotency_keys_in_flight == set()
+
+
+@pytest.mark.usefixtures("assistant")
+def test_a_batch_is_replayed_while_somebody_writes(api: TestClient) -> None:
+    body = {"demonstrations": [LINE]}
+    first = api.post(DEMOS, json=body, headers=KEY)
+    context: Context = api.app.state.context  # type: ignore[attr-defined]
+    with context.sessions.begin() as writer:
+        writer.execute(text("UPDATE teams SET name = 'changed'"))
+        started_at = time.monotonic()
+        again = api.post(DEMOS, json=body, headers=KEY)
+        assert time.monotonic() - started_at < 5  # a writer would wait 30 s for the lock
+    assert (again.status_code, again.content) == (201, first.content)
+    refused(
+        api.post(DEMOS, json={"demonstrations": []}, headers=KEY),
+        422,
+        param="Idempotency-Key",
+        code="idempotency_mismatch",
+    )
 
 
 @pytest.mark.usefixtures("assistant")

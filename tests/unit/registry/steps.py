@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from domain.demonstration import Demonstration, DemonstrationLine
@@ -16,8 +16,8 @@ from domain.version import Checkpoint, Manifest, VersionKind
 from registry import assistants, demonstrations, updates, versions
 from registry.claims import Claim, Patience
 from registry.leases import DEFAULT_PATIENCE
-from registry.session import make_engine, make_sessions
-from registry.tables import Assistant, Skill, Update, Version
+from registry.session import make_engine, make_reading_sessions, make_sessions
+from registry.tables import Assistant, DemonstrationRow, Skill, Update, Version
 
 TEAM = "team_default"
 PASS = Verdict(outcome="pass", reasons=["route rose"])
@@ -31,6 +31,15 @@ def lines(start: int, stop: int, response: str = "r") -> list[Demonstration]:
     ]
 
 
+def untaught(
+    session: Session, assistant: Assistant, skills: list[Skill] | None = None
+) -> list[DemonstrationRow]:
+    """In order of acceptance."""
+    found = demonstrations.untaught(assistant, skills)
+    rows = select(DemonstrationRow).join(found, found.c.id == DemonstrationRow.id)
+    return list(session.scalars(rows.order_by(DemonstrationRow.seq)))
+
+
 class Ledger:
     """Each step is a transaction of its own, as at the edges."""
 
@@ -38,6 +47,7 @@ class Ledger:
         self.url = url
         self.engine: Engine = make_engine(url)
         self.sessions: sessionmaker[Session] = make_sessions(self.engine)
+        self.reads: sessionmaker[Session] = make_reading_sessions(self.engine)
 
     def begin(self):  # type: ignore[no-untyped-def]
         return self.sessions.begin()

@@ -10,7 +10,7 @@ from domain.demonstration import DemonstrationLine
 from domain.errors import InvalidInput
 from registry import aliases, demonstrations, updates
 from registry.tables import AuditRow, Batch, DemonstrationRow, Skill
-from tests.unit.registry.steps import Ledger, lines, race
+from tests.unit.registry.steps import Ledger, lines, race, untaught
 
 
 def accept(ledger: Ledger, assistant, skill, batch):  # type: ignore[no-untyped-def]
@@ -182,45 +182,77 @@ def names(rows) -> list[str]:  # type: ignore[no-untyped-def]
     return [row.body["messages"][0]["content"] for row in rows]
 
 
+def untaught_prompts(session, assistant, skills=None) -> list[str]:  # type: ignore[no-untyped-def]
+    return names(untaught(session, assistant, skills))
+
+
 def test_untaught_follows_updates_and_the_champions_lineage(ledger: Ledger) -> None:
     assistant = ledger.assistant()
     skill, other = ledger.skill(assistant), ledger.skill(assistant, "other", holdout_fraction=1.0)
 
-    def untaught(skills=None) -> list[str]:  # type: ignore[no-untyped-def]
+    def waiting(skills=None) -> list[str]:  # type: ignore[no-untyped-def]
         with ledger.begin() as session:
-            return names(demonstrations.untaught(session, assistant, skills))
+            return untaught_prompts(session, assistant, skills)
 
     ledger.teach(assistant, skill, lines(0, 2))
     ledger.teach(assistant, other, lines(50, 60))
-    assert untaught() == ["prompt 0", "prompt 1"]
-    assert untaught([other]) == []
+    assert waiting() == ["prompt 0", "prompt 1"]
+    assert waiting([other]) == []
 
     cancelled = ledger.queue(assistant)
-    assert untaught() == []
+    assert waiting() == []
     with ledger.begin() as session:
         updates.request_cancel(session, cancelled, "user")
-    assert untaught() == ["prompt 0", "prompt 1"]
+    assert waiting() == ["prompt 0", "prompt 1"]
 
     paused = ledger.queue(assistant)
     with ledger.begin() as session:
         updates.request_pause(session, paused, "user")
-    assert untaught() == []
+    assert waiting() == []
     with ledger.begin() as session:
         updates.resume(session, paused, "user")
     claim = ledger.must_claim(paused)
-    assert untaught() == []
+    assert waiting() == []
     ledger.publish(claim)
     ledger.finish(claim)
-    assert untaught() == []
+    assert waiting() == []
 
     ledger.learn(assistant, skill, lines(2, 4))
-    assert untaught() == []
+    assert waiting() == []
     with ledger.begin() as session:
         aliases.roll_back(session, assistant, to=None, reason="", actor="user")
-    assert untaught() == ["prompt 2", "prompt 3"]
+    assert waiting() == ["prompt 2", "prompt 3"]
     with ledger.begin() as session:
         aliases.roll_back(session, assistant, to=None, reason="", actor="user")
-    assert untaught([skill]) == ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]
+    assert waiting([skill]) == ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]
+
+
+def test_what_an_earlier_version_was_taught_stays_taught_when_it_serves_again(ledger: Ledger) -> None:
+    """Its demonstrations were taken by a later update meanwhile, whose version is on another line."""
+    assistant = ledger.assistant()
+    skill = ledger.skill(assistant)
+    first = ledger.learn(assistant, skill, lines(0, 2))
+    with ledger.begin() as session:
+        aliases.roll_back(session, assistant, to=None, reason="", actor="user")
+    second = ledger.learn(assistant, skill, lines(2, 3))
+    assert second.parent_id != first.id
+    for serving, waiting in ((first, ["prompt 2"]), (second, []), (first, ["prompt 2"])):
+        with ledger.begin() as session:
+            aliases.move_alias(
+                session,
+                assistant,
+                "champion",
+                serving,
+                kind="promote",
+                reason="",
+                actor="user",
+                expected_revision=None,
+            )
+            assert untaught_prompts(session, assistant) == waiting
+    # Both versions' updates took the first two; the next one takes what is left.
+    update = ledger.queue(assistant)
+    with ledger.begin() as session:
+        assert names(updates.demonstrations_of(session, update)) == ["prompt 2"]
 
 
 def test_what_a_blocked_version_was_taught_is_untaught(ledger: Ledger) -> None:
@@ -231,7 +263,7 @@ def test_what_a_blocked_version_was_taught_is_untaught(ledger: Ledger) -> None:
     ledger.publish(claim, move_champion=False)
     ledger.finish(claim)
     with ledger.begin() as session:
-        assert len(demonstrations.untaught(session, assistant, None)) == 2
+        assert untaught_prompts(session, assistant) == ["prompt 0", "prompt 1"]
 
 
 def test_taught_prompts_are_those_of_the_lineage(ledger: Ledger) -> None:

@@ -48,6 +48,22 @@ def test_another_request_under_the_key_is_refused(ledger: Ledger) -> None:
     assert (caught.value.code, caught.value.param) == ("idempotency_mismatch", "Idempotency-Key")
 
 
+def test_a_look_only_looks(ledger: Ledger) -> None:
+    def find(request_hash: str = "h") -> Replay | None:
+        with ledger.reads() as session:  # in which a write would fail
+            return idempotency.find(session, TEAM, "k", request_hash)
+
+    assert find() is None
+    begin(ledger)
+    with pytest.raises(Conflict, match="still running"):
+        find()
+    with ledger.begin() as session:
+        idempotency.complete(session, TEAM, "k", 201, "{}")
+    assert find() == Replay(201, "{}")
+    with pytest.raises(InvalidInput, match="another request"):
+        find("other")
+
+
 def test_of_many_at_once_one_is_the_first(ledger: Ledger) -> None:
     results = race([lambda: begin(ledger)] * 6)
     assert results.count(None) == 1

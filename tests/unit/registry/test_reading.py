@@ -8,7 +8,6 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from registry.session import make_reading_sessions
 from registry.tables import AuditRow, Batch, DemonstrationRow
 from tests.unit.registry.steps import Ledger, lines, race
 
@@ -18,7 +17,7 @@ NAME = text("SELECT name FROM teams")
 
 @pytest.fixture
 def reads(ledger: Ledger) -> sessionmaker[Session]:
-    return make_reading_sessions(ledger.engine)
+    return ledger.reads
 
 
 def test_a_reader_does_not_wait_for_a_writer(ledger: Ledger, reads: sessionmaker[Session]) -> None:

@@ -30,6 +30,7 @@ from registry.session import make_reading_sessions
 from registry.tables import AliasMove, AuditRow, Skill, Update, Version
 from tests.unit.registry.model import OPEN, TRIES, Model, ModelUpdate, Refused
 from tests.unit.registry.steps import TEAM, Ledger
+from tests.unit.registry.steps import untaught as untaught_rows
 
 PATIENCE = Patience(tries=TRIES)
 SKILLS = st.sampled_from(["one", "two"])
@@ -279,7 +280,7 @@ class Registry(RuleBasedStateMachine):
             line = [version.number for version in aliases.champion_line(session, self.assistant)]
             assert line == model.line
             untaught = {name: set() for name in model.skills}
-            for row in demonstrations.untaught(session, self.assistant, None):
+            for row in untaught_rows(session, self.assistant):
                 name = next(name for name, skill in self.skills.items() if skill.id == row.skill_id)
                 untaught[name].add(row.body["messages"][0]["content"])
             assert untaught == model.untaught()

@@ -2,9 +2,9 @@ import pytest
 
 from domain.errors import Conflict, InvalidInput, NotFound, NothingToTeach, StaleFence
 from domain.update import Phase, Status
-from registry import audit, demonstrations, events, updates
+from registry import audit, events, updates
 from registry.tables import Assistant, Skill
-from tests.unit.registry.steps import PASS, TEAM, Ledger, lines, race
+from tests.unit.registry.steps import PASS, TEAM, Ledger, lines, race, untaught
 
 
 def taught(ledger: Ledger) -> tuple[Assistant, Skill]:
@@ -65,7 +65,7 @@ def test_unknown_idle_and_no_skills_are_refused_and_store_nothing(ledger: Ledger
         assert caught.value.param == "skills"
     with ledger.begin() as session:
         assert updates.list_updates(session, assistant, None, 10).rows == []
-        assert len(demonstrations.untaught(session, assistant, None)) == 3
+        assert len(untaught(session, assistant)) == 3
 
 
 def test_nothing_new_to_teach(ledger: Ledger) -> None:

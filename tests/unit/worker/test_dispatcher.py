@@ -1,16 +1,20 @@
 """Which updates a sweep sends, and when it sends one again."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kombu.exceptions import OperationalError
 from sqlalchemy import text
 
+from domain.settings import Settings
 from registry import updates
 from registry.claims import Claim
 from tests.conftest_databases import NewDatabase
 from tests.unit.registry.steps import Ledger, lines
 from worker.dispatcher import RENUDGE_SECONDS, Dispatcher
+from worker.housekeeping import Housekeeper
 
 
 class Scene:
@@ -24,7 +28,7 @@ class Scene:
         self.broker_down = False
         self.sent: list[str] = []
         self.dispatcher = Dispatcher(
-            self.sessions,
+            ledger.reads,
             send=self._send,
             pending=lambda: self.waiting,
             clock=lambda: self.now,
@@ -109,3 +113,22 @@ def test_an_update_that_waits_after_a_setback_is_sent_when_its_time_has_come(sce
     with scene.sessions.begin() as session:
         session.execute(text("UPDATE updates SET not_before = not_before - 31"))
     assert scene.dispatcher.sweep() == [update]
+
+
+def test_a_sweep_waits_for_no_writer_and_holds_up_none(scene: Scene) -> None:
+    update = scene.queue("a")
+    with scene.sessions.begin() as writer:
+        writer.execute(text("UPDATE teams SET name = 'changed'"))
+        started_at = time.monotonic()
+        assert scene.dispatcher.sweep() == [update]
+        assert time.monotonic() - started_at < 5  # a writer would wait 30 s for the lock
+
+
+def test_housekeeping_looks_without_the_write_lock(scene: Scene, tmp_path: Path) -> None:
+    housekeeper = Housekeeper(Settings(home=tmp_path, keep_versions=1), scene.sessions, scene.ledger.reads)
+    with scene.sessions.begin() as writer:
+        writer.execute(text("UPDATE teams SET name = 'changed'"))
+        started_at = time.monotonic()
+        assert housekeeper.prunable() == []
+        assert housekeeper.unneeded(["ver_nobody"]) == ["ver_nobody"]
+        assert time.monotonic() - started_at < 5

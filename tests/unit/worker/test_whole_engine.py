@@ -58,7 +58,13 @@ def asked_for(ledger: Ledger) -> list[tuple[str, str | None]]:
 def needed(ledger: Ledger, claim: Claim, lease: Held) -> Any:
     journal = Journal(ledger.sessions, claim)
     return engine_for(
-        ledger.sessions, claim, claim.update_id, Path("/candidate"), lease=lease, journal=journal
+        ledger.sessions,
+        ledger.reads,
+        claim,
+        claim.update_id,
+        Path("/candidate"),
+        lease=lease,
+        journal=journal,
     )
 
 
@@ -132,7 +138,8 @@ def test_it_is_not_waited_for_where_nobody_starts_engines(
         brief = read_brief(session, claim)
     settings = Settings(home=tmp_path, engine_url="http://engine:8000")
     lease: Any = Held()
-    evaluation = Engines(ledger.sessions, claim, brief, lease, Journal(ledger.sessions, claim), settings)
+    journal = Journal(ledger.sessions, claim)
+    evaluation = Engines(ledger.sessions, ledger.reads, claim, brief, lease, journal, settings)
     with (
         pytest.raises(EngineUnavailable, match="not Ratchet's to start") as refused,
         evaluation.of_candidate(tmp_path),
