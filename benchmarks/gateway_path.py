@@ -4,17 +4,15 @@
     python -m benchmarks.gateway_path --beside ../other-checkout      two gateways in turn in one run
 
 One client, a new stream as soon as the last has ended, over the same engine called directly and through each
-gateway, in turn. With --engine-ms the engine first reads memory for so long, as a model does: by then the
-gateway's code and data have left the processor's caches, which makes it several times as slow. The processor
-time is the gateway's whole process, less what it takes while the engine is called directly: on a busy machine
-it says more than the times do.
+gateway, stream by stream in turn. With --engine-ms the engine first reads memory for so long, as a model
+does: by then the gateway's code and data have left the processor's caches, which makes it several times as
+slow. The processor time is the gateway's whole process, less what it takes when nobody asks.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -22,14 +20,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import httpx
 import numpy as np
 import psutil
 
-from benchmarks.serving_streams import Reply, ask
+from benchmarks.serving_streams import in_turn
 from cli.components import answers, free_port
 from domain.settings import Settings
 from registry.session import upgrade
@@ -37,11 +34,12 @@ from registry.session import upgrade
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "smollm2-135m-instruct"
 ASSISTANT = "bench"
-QUESTION = "What is the capital of France?"
+TOKENS = 8
 START_SECONDS = 60.0
 WEIGHTS_MIB = 64
 WARM = 20
-"""Streams before what counts."""
+"""Turns before what counts."""
+IDLE_SECONDS = 5.0
 
 
 def event(delta: dict[str, str], finish: str | None = None) -> bytes:
@@ -144,68 +142,48 @@ def gateway(checkout: Path, engine_url: str, home: Path) -> Iterator[tuple[str, 
         yield url, psutil.Process(pid)
 
 
-async def streams(url: str, model: str, count: int) -> list[Reply]:
-    async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client:
-        return [await ask(client, model, QUESTION, 8) for _ in range(count)]
-
-
-def measure(checkouts: list[Path], rounds: int, count: int, engine_ms: float) -> dict[str, Any]:
+def measure(checkouts: list[Path], turns: int, engine_ms: float) -> dict[str, Any]:
     with ExitStack() as running, tempfile.TemporaryDirectory(prefix="rgp-") as scratch:
         port = free_port()
         engine_url = f"http://127.0.0.1:{port}"
         serving = [sys.executable, "-m", "benchmarks.gateway_path", "--serve-engine", str(port)]
         serving += ["--engine-ms", str(engine_ms)]
         running.enter_context(spawned(serving, dict(os.environ), ROOT, Path(scratch) / "engine.log"))
-        ways: dict[str, tuple[str, str, psutil.Process | None]] = {"engine": (engine_url, BASE, None)}
+        ways, processes = {"engine": (engine_url, BASE)}, dict[str, psutil.Process]()
         for number, checkout in enumerate(checkouts):
-            url, process = running.enter_context(
-                gateway(checkout, engine_url, Path(scratch) / f"home{number}")
-            )
-            ways[str(checkout)] = (url, ASSISTANT, process)
-        first: dict[str, list[float]] = {way: [] for way in ways}
-        busy = dict.fromkeys(ways, 0.0)
-        idle = dict.fromkeys(ways, 0.0)
-        took = dict.fromkeys(ways, 0.0)
-        for number in range(rounds + 1):
-            for way in random.Random(number).sample(list(ways), len(ways)):
-                url, model, process = ways[way]
-                before, began = {one: _cpu(ways[one][2]) for one in ways}, time.monotonic()
-                replies = asyncio.run(streams(url, model, count if number else WARM))
-                if not number:
-                    continue
-                took[way] += time.monotonic() - began
-                busy[way] += _cpu(process) - before[way]
-                if way == "engine":
-                    for one in ways:
-                        idle[one] += _cpu(ways[one][2]) - before[one]
-                assert all(reply.problem is None and reply.text == "Paris" for reply in replies)
-                first[way].append(median(r.first_token_at - r.asked_at for r in replies if r.first_token_at))
-        direct = first["engine"]
-        report: dict[str, Any] = {"rounds": rounds, "streams": count, "engine_ms": engine_ms}
-        report["load"] = round(os.getloadavg()[0], 2)
-        report["engine"] = {"first_token_p50_ms": _ms(direct)}
-        for way in list(ways)[1:]:
-            own = busy[way] - idle[way] / took["engine"] * took[way]
-            added = [one - other for one, other in zip(first[way], direct, strict=True)]
-            report[way] = {
-                "first_token_p50_ms": _ms(first[way]),
-                "first_token_added_ms": _ms(added),
-                "first_token_added_ms_by_round": [round(1000 * value, 2) for value in added],
-                "processor_ms_a_stream": round(1000 * own / (rounds * count), 2),
-                "processor_idle_share": round(idle[way] / took["engine"], 4),
-            }
-        return report
+            home = Path(scratch) / f"home{number}"
+            url, process = running.enter_context(gateway(checkout, engine_url, home))
+            ways[str(checkout)], processes[str(checkout)] = (url, ASSISTANT), process
+        asyncio.run(in_turn(ways, TOKENS, turns=WARM))
+        before, began = _cpu(processes), time.monotonic()
+        time.sleep(IDLE_SECONDS)
+        idle, rest = _cpu(processes), time.monotonic() - began
+        began = time.monotonic()
+        first = asyncio.run(in_turn(ways, TOKENS, turns=turns))
+        after, took = _cpu(processes), time.monotonic() - began
+    report: dict[str, Any] = {"turns": turns, "engine_ms": engine_ms}
+    report["load"] = round(os.getloadavg()[0], 2)
+    report["engine"] = {"first_token_ms": _quartiles(first["engine"])}
+    for way in processes:
+        added = [own - direct for own, direct in zip(first[way], first["engine"], strict=True)]
+        resting = (idle[way] - before[way]) / rest
+        report[way] = {
+            "first_token_ms": _quartiles(first[way]),
+            "first_token_added_ms": _quartiles(added),
+            "processor_ms_a_stream": round(1000 * (after[way] - idle[way] - resting * took) / turns, 2),
+        }
+    return report
 
 
-def _cpu(process: psutil.Process | None) -> float:
-    if process is None:
-        return 0.0
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def _cpu(processes: dict[str, psutil.Process]) -> dict[str, float]:
+    """Seconds of processor time by way."""
+    times = {way: process.cpu_times() for way, process in processes.items()}
+    return {way: float(one.user + one.system) for way, one in times.items()}
 
 
-def _ms(values: list[float]) -> float:
-    return round(1000 * median(values), 2)
+def _quartiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {f"p{q}": round(1000 * ordered[len(ordered) * q // 100], 2) for q in (25, 50, 75)}
 
 
 def main() -> None:
@@ -213,8 +191,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="checkouts to measure as well")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--streams", type=int, default=150, help="of each turn")
+    parser.add_argument("--turns", type=int, default=1000, help="each of one stream by each way")
     parser.add_argument("--engine-ms", type=float, default=0.0, help="until the first token of a stream")
     parser.add_argument("--serve-engine", type=int, metavar="PORT", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -222,7 +199,7 @@ def main() -> None:
         asyncio.run(serve_engine(asked.serve_engine, asked.engine_ms))
         return
     checkouts = [ROOT, *(one.resolve() for one in asked.beside)]
-    print(json.dumps(measure(checkouts, asked.rounds, asked.streams, asked.engine_ms), indent=2))
+    print(json.dumps(measure(checkouts, asked.turns, asked.engine_ms), indent=2))
 
 
 if __name__ == "__main__":

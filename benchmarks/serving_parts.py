@@ -1,5 +1,6 @@
 """What the serving benchmark measures on one running stack, part by part."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.serving_streams import Reply, Streams, stream_for
+from benchmarks.serving_streams import Reply, Streams, in_turn, stream_for
 from benchmarks.serving_versions import says
 
 ASSISTANT = "bench"
@@ -79,8 +80,11 @@ def _mixes(reply: Reply, words: Words) -> bool:
 def overhead(
     url: str, engine_url: str, engine_model: str, clients: int, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """The gateway beside the engine called directly, in turn: tokens a second of all `clients`, and the time
-    to the first token of one."""
+    """The gateway beside the engine called directly: tokens a second of all `clients`, in turn by round, and
+    the time to the first token of one, in turn stream by stream.
+
+    `first_token_added_ms` is the median difference between neighbours.
+    """
     ways = {"gateway": (url, ASSISTANT), "engine": (engine_url, engine_model)}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     first: dict[str, list[float]] = {way: [] for way in ways}
@@ -90,11 +94,12 @@ def overhead(
             at, model = ways[way]
             replies, took = stream_for(at, [model], clients, seconds, max_tokens=48)
             rates[way].append(sum(reply.tokens for reply in replies) / took)
-            alone, _ = stream_for(at, [model], 1, seconds / 2, max_tokens=1)
-            first[way] += [_to_first(reply) for reply in alone if reply.first_token_at is not None]
-            problems += sum(reply.problem is not None for reply in [*replies, *alone])
+            problems += sum(reply.problem is not None for reply in replies)
+        for way, values in asyncio.run(in_turn(ways, max_tokens=1, seconds=seconds)).items():
+            first[way] += values
     ratios = [own / direct for own, direct in zip(rates["gateway"], rates["engine"], strict=True)]
     ttft = {way: 1000 * median(values) for way, values in first.items()}
+    added = [own - direct for own, direct in zip(first["gateway"], first["engine"], strict=True)]
     return {
         "clients": clients,
         "rounds": rounds,
@@ -102,7 +107,7 @@ def overhead(
         "throughput_lost": round(1 - median(ratios), 4),
         "throughput_lost_by_round": [round(1 - ratio, 4) for ratio in ratios],
         "first_token_p50_ms": {way: round(value, 2) for way, value in ttft.items()},
-        "first_token_added_ms": round(ttft["gateway"] - ttft["engine"], 2),
+        "first_token_added_ms": round(1000 * median(added), 2),
         "first_token_samples": {way: len(values) for way, values in first.items()},
         "problems": problems,
     }
@@ -179,11 +184,6 @@ def _is_engine(process: psutil.Process) -> bool:
     command = process.cmdline()
     modules = ("engine", "vllm.entrypoints.openai.api_server")
     return any(command[at : at + 2] == ["-m", module] for module in modules for at in range(len(command)))
-
-
-def _to_first(reply: Reply) -> float:
-    assert reply.first_token_at is not None
-    return reply.first_token_at - reply.asked_at
 
 
 def _counts(replies: Sequence[Reply]) -> dict[str, Any]:

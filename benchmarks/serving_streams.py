@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import math
+import random
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -123,6 +127,39 @@ class Streams:
             turn += 1
             if reply.problem is not None:
                 await asyncio.sleep(0.1)
+
+
+async def in_turn(
+    ways: Mapping[str, tuple[str, str]],
+    max_tokens: int,
+    *,
+    turns: int = sys.maxsize,
+    seconds: float = math.inf,
+) -> dict[str, list[float]]:
+    """Seconds to the first token by way, each (url, model): one client that asks every way once in each turn,
+    in random order, so that what else the machine does meets all of them.
+
+    The first turn opens connections and is left out. Raises RuntimeError when a reply fails.
+    """
+    first: dict[str, list[float]] = {way: [] for way in ways}
+    dice, until = random.Random(1), time.monotonic() + seconds
+    async with AsyncExitStack() as running:
+        clients = {
+            way: await running.enter_async_context(
+                httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False)
+            )
+            for way, (url, _) in ways.items()
+        }
+        for turn in range(turns + 1):
+            if time.monotonic() > until:
+                break
+            for way in dice.sample(list(ways), len(ways)):
+                reply = await ask(clients[way], ways[way][1], QUESTIONS[0], max_tokens)
+                if reply.problem is not None or reply.first_token_at is None:
+                    raise RuntimeError(f"{way}: {reply.problem or 'no token'}")
+                if turn:
+                    first[way].append(reply.first_token_at - reply.asked_at)
+    return first
 
 
 def stream_for(
