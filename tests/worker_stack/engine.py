@@ -78,19 +78,25 @@ class StandInEngine:
         if path == "/v1/completions":
             prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
             return 200, {
-                "choices": [self._scored(index, text) for index, text in enumerate(prompts)],
+                "choices": [
+                    self._scored(index, text, echo=body.get("echo", False))
+                    for index, text in enumerate(prompts)
+                ],
                 "usage": {"prompt_tokens": len(prompts[0])},
             }
         return 404, {"error": {"message": path}}
 
-    def _scored(self, index: int, text: str) -> dict[str, Any]:
-        tokens = [*text, "."]
-        logprobs = [None] + [-1.0] * (len(tokens) - 1)
-        tops = [None] + [{token: -1.0} for token in tokens[1:]]
+    def _scored(self, index: int, text: str, *, echo: bool) -> dict[str, Any]:
+        """The prompt (with `echo`) and one more token."""
+        said = text + "." if echo else "."
+        logprobs: list[float | None] = [-1.0] * len(said)
+        tops: list[dict[str, float] | None] = [{token: -1.0} for token in said]
+        if echo:
+            logprobs[0] = tops[0] = None  # nothing stands before it
         return {
             "index": index,
-            "text": text + ".",
-            "logprobs": {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops},
+            "text": said,
+            "logprobs": {"tokens": list(said), "token_logprobs": logprobs, "top_logprobs": tops},
         }
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

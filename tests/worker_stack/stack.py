@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,15 @@ MARK = "RATCHET_TEST_STACK"
 
 
 class Stack:
-    def __init__(self, *, lease_seconds: float = 3.0, database_url: str | None = None) -> None:
-        """`database_url`: a migrated database; default: SQLite in the home folder."""
+    def __init__(
+        self,
+        *,
+        lease_seconds: float = 3.0,
+        database_url: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`database_url`: a migrated database; default: SQLite in the home folder. `environment`: of its
+        processes, besides what they need."""
         # Not tmp_path: a unix socket's path is at most 107 bytes.
         self.home = Path(tempfile.mkdtemp(prefix="rw"))
         self.url = database_url or f"sqlite:///{self.home / 'ratchet.db'}"
@@ -60,6 +67,7 @@ class Stack:
             "RATCHET_GENERAL_SUITE_DIR": str(self._general_suite()),
             "STANDIN_DIR": str(self.home),
             "OMP_NUM_THREADS": "1",
+            **(environment or {}),
         }
         self.base = self._base_model()
         self.engine = StandInEngine("base")
@@ -308,8 +316,13 @@ class Stack:
 
 
 @contextmanager
-def running_stack(*, lease_seconds: float = 3.0, database_url: str | None = None) -> Iterator[Stack]:
-    stack = Stack(lease_seconds=lease_seconds, database_url=database_url)
+def running_stack(
+    *,
+    lease_seconds: float = 3.0,
+    database_url: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Stack]:
+    stack = Stack(lease_seconds=lease_seconds, database_url=database_url, environment=environment)
     try:
         yield stack
     finally:

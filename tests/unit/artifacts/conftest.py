@@ -1,21 +1,14 @@
-"""A real S3 server on a port of its own, and both kinds of store."""
+"""Both kinds of store, and the files of a small version."""
 
 import json
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from artifacts.object_store import ObjectStore
 from artifacts.store import ArtifactStore
 from artifacts.version_store import VersionStore
-
-BUCKET = "ratchet"
-_numbers = count(1)
+from tests.conftest_s3 import Prefix
 
 
 def safetensors(values: bytes) -> bytes:
@@ -34,33 +27,10 @@ def stage(folder: Path, weights: bytes = bytes(range(16))) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """URL of an S3 server with one bucket."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
-            environment.setenv(f"AWS_{name}", value)
-        environment.setenv("AWS_REGION", "us-east-1")
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        url = f"http://{host}:{port}"
-        environment.setenv("AWS_ENDPOINT_URL", url)
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
-        yield url
-        server.stop()
-
-
 @pytest.fixture
-def s3(s3_server: str) -> Any:
-    """A client of another make, to look at and to damage what the store wrote."""
-    return boto3.client("s3", region_name="us-east-1")
-
-
-@pytest.fixture
-def object_store(s3_server: str, tmp_path: Path) -> ObjectStore:
+def object_store(s3_prefix: Prefix, tmp_path: Path) -> ObjectStore:
     """Below a prefix of its own."""
-    return ObjectStore(f"s3://{BUCKET}/prefix-{next(_numbers)}", ArtifactStore(tmp_path / "cache"))
+    return ObjectStore(s3_prefix.url, ArtifactStore(tmp_path / "cache"))
 
 
 @pytest.fixture(params=["folders", "objects"])

@@ -14,7 +14,8 @@ from artifacts import object_store as module
 from artifacts.object_store import ObjectStore
 from artifacts.store import ArtifactStore
 from domain.errors import ArtifactsUnavailable, CorruptArtifact, InvalidInput
-from tests.unit.artifacts.conftest import BUCKET, safetensors, stage
+from tests.conftest_s3 import BUCKET
+from tests.unit.artifacts.conftest import safetensors, stage
 
 WHO: dict[str, Any] = {"version_id": "ver_1", "kind": "adapter", "base_model": "tiny", "update_id": "upd_1"}
 

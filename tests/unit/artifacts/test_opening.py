@@ -10,7 +10,8 @@ from artifacts.opening import open_store
 from artifacts.store import ArtifactStore
 from domain.errors import CorruptArtifact, InvalidInput
 from domain.settings import Settings
-from tests.unit.artifacts.conftest import BUCKET, stage
+from tests.conftest_s3 import BUCKET
+from tests.unit.artifacts.conftest import stage
 
 
 def test_the_default_is_folders_in_the_home(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from artifacts.store import ArtifactStore
 from artifacts.version_store import VersionStore
 from domain.errors import Conflict, CorruptArtifact
 from domain.version import Manifest
-from tests.unit.artifacts.conftest import BUCKET, safetensors, stage
+from tests.conftest_s3 import BUCKET
+from tests.unit.artifacts.conftest import safetensors, stage
 
 WHO: dict[str, Any] = {"version_id": "ver_1", "kind": "adapter", "base_model": "tiny", "update_id": "upd_1"}
 ABSENT = "0" * 64
