@@ -36,6 +36,7 @@ def make_controller(
         served=ledger.served,
         replicas=ledger.replicas,
         verify=ledger.files,
+        held=store.held,
         base_config=ledger.base_config,
         record=ledger.record,
         demand=ledger.demand,

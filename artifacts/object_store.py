@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
+from artifacts.cache import VersionCache
 from artifacts.files import (
     CHUNK,
     MANIFEST,
@@ -32,7 +34,6 @@ from artifacts.files import (
     serialise,
     write_manifest,
 )
-from artifacts.store import ArtifactStore
 from artifacts.version_store import StoredVersion
 from domain.errors import ArtifactsUnavailable, Conflict, CorruptArtifact, InvalidInput
 from domain.version import Checkpoint, Manifest, ManifestFile, VersionKind
@@ -49,13 +50,13 @@ PATIENCE = timedelta(seconds=60)
 
 
 class ObjectStore:
-    """Versions below `url` (s3://bucket/prefix), fetched to folders of `cache` for whoever needs files.
+    """Versions below `url` (s3://bucket/prefix), fetched to `cache` for whoever needs files.
 
     Credentials, region and endpoint come from the provider's own environment variables (AWS_ACCESS_KEY_ID,
     AWS_ENDPOINT_URL, ...). Raises InvalidInput for a URL that names no bucket.
     """
 
-    def __init__(self, url: str, cache: ArtifactStore) -> None:
+    def __init__(self, url: str, cache: VersionCache) -> None:
         try:
             self._bucket = S3Store.from_url(
                 url,
@@ -116,21 +117,26 @@ class ObjectStore:
     def verify(self, version_id: str, manifest_sha256: str) -> Path:
         """The version's folder in the cache, every byte compared with the manifest.
 
-        A damaged copy is thrown away and fetched again. Raises CorruptArtifact when what is stored is
-        damaged (code="missing_artifact" when it is gone), ArtifactsUnavailable.
+        A damaged copy is thrown away and fetched again, and others make room for a new one. Raises
+        CorruptArtifact when what is stored is damaged (code="missing_artifact" when it is gone),
+        ArtifactsUnavailable.
         """
-        try:
-            return self.cache.verify(version_id, manifest_sha256)
-        except CorruptArtifact as error:
-            if error.code != "missing_artifact":
-                logger.warning("the local copy is damaged, fetching again: %s", error.message)
-                self.cache.delete(version_id)
-        arriving = self.cache.new_folder(version_id)
-        try:
-            self._fetch(version_id, manifest_sha256, arriving)
-            return self.cache.add(arriving, version_id, manifest_sha256)
-        finally:
-            shutil.rmtree(arriving, ignore_errors=True)
+        with self.held(version_id):
+            try:
+                return self.cache.verify(version_id, manifest_sha256)
+            except CorruptArtifact as error:
+                if error.code != "missing_artifact":
+                    logger.warning("the local copy is damaged, fetching again: %s", error.message)
+                    self.cache.delete(version_id)
+            arriving = self.cache.new_folder(version_id)
+            try:
+                self._fetch(version_id, manifest_sha256, arriving)
+                return self.cache.add(arriving, version_id, manifest_sha256)
+            finally:
+                shutil.rmtree(arriving, ignore_errors=True)
+
+    def held(self, version_id: str) -> AbstractContextManager[None]:
+        return self.cache.held(version_id)
 
     def check(self, version_id: str, manifest_sha256: str) -> None:
         """Read and compare every byte that is stored. Raises CorruptArtifact, ArtifactsUnavailable."""
@@ -172,7 +178,9 @@ class ObjectStore:
 
     def remove_temporary(self, older_than_seconds: float) -> list[str]:
         """Only the cache has some: an interrupted upload has an id, and its parts are the bucket's lifecycle
-        rule's business."""
+        rule's business. The cache comes to fit its bound again, should more have been in use at its last
+        fetch."""
+        self.cache.make_room(0)
         return self.cache.remove_temporary(older_than_seconds)
 
     def _upload(self, folder: Path, version_id: str, manifest: Manifest) -> None:
@@ -208,6 +216,7 @@ class ObjectStore:
 
     def _fetch(self, version_id: str, manifest_sha256: str, folder: Path) -> None:
         manifest, content = self._required_manifest(version_id, manifest_sha256)
+        self.cache.make_room(sum(file.size for file in manifest.files))
         for file in manifest.files:
             target = folder / file.path
             if not target.resolve().is_relative_to(folder.resolve()):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from artifacts.cache import VersionCache
 from artifacts.store import ArtifactStore
 from artifacts.version_store import VersionStore
 from domain.errors import InvalidInput
@@ -22,7 +23,8 @@ def open_store(settings: Settings) -> VersionStore:
     if parts.scheme == "s3" and parts.netloc:
         from artifacts.object_store import ObjectStore  # its client is not for every process to load
 
-        return ObjectStore(settings.artifacts_url, ArtifactStore(settings.artifacts_cache_dir))
+        cache = VersionCache(settings.artifacts_cache_dir, settings.artifacts_cache_bytes)
+        return ObjectStore(settings.artifacts_url, cache)
     raise InvalidInput(
         f"'{settings.artifacts_url}' is neither s3://bucket/prefix nor file:///absolute/path.",
         param="RATCHET_ARTIFACTS_URL",

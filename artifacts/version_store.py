@@ -1,6 +1,7 @@
 """What sweeping, checking and copying versions need of a store, whatever it keeps its files in."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +43,11 @@ class VersionStore(Protocol):
         """Take over a `folder` that already has its manifest. Idempotent. Raises CorruptArtifact."""
 
     def verify(self, version_id: str, manifest_sha256: str) -> Path:
-        """A local folder with the version's files, every byte compared. Raises CorruptArtifact."""
+        """A local folder with the version's files, every byte compared; sure to stay only within `held`.
+        Raises CorruptArtifact."""
+
+    def held(self, version_id: str) -> AbstractContextManager[None]:
+        """While the block runs, the folder that `verify` gives or gave makes no room for other versions."""
 
     def check(self, version_id: str, manifest_sha256: str) -> None:
         """Compare every byte that is stored, without keeping a local copy. Raises CorruptArtifact."""

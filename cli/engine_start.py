@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
@@ -30,11 +31,12 @@ def main(name: str, port: str, parent: str, whole: str | None = None) -> None:
     # SIGTERM while children may exist, so that the handler takes them along when the parent dies.
     die_with_parent(int(parent), signal.SIGTERM)
     settings = Settings()
+    uses = ExitStack()  # never left: the engine that this process becomes reads the files
     try:
         folder = base_models.resolve(name, settings.cache_dir).path
         if whole is not None:
             model = WholeModel.model_validate_json(whole)
-            name, folder = model.served_name, verified(settings, model, folder)
+            name, folder = model.served_name, verified(settings, model, folder, uses)
     except RatchetError as error:
         sys.exit(f"error: {error.message}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -48,8 +50,9 @@ def main(name: str, port: str, parent: str, whole: str | None = None) -> None:
     os.execv(sys.executable, [*engine, "--host", "127.0.0.1", "--port", port])
 
 
-def verified(settings: Settings, model: WholeModel, base: Path) -> Path:
-    """The model's folder: every byte compared where there is a manifest, and fit to replace the base's.
+def verified(settings: Settings, model: WholeModel, base: Path, uses: ExitStack) -> Path:
+    """The model's folder: every byte compared where there is a manifest, and fit to replace the base's. It
+    stays until `uses` ends.
 
     Raises CorruptArtifact, ArtifactsUnavailable, NotFound, Conflict for a version whose files are gone.
     """
@@ -57,7 +60,9 @@ def verified(settings: Settings, model: WholeModel, base: Path) -> Path:
         return validate_checkpoint(Path(model.folder or ""), base)
     with make_sessions(make_engine(settings.resolved_database_url)).begin() as session:
         retention.use(session, model.id)
-    return validate_checkpoint(open_store(settings).verify(model.id, model.manifest_sha256), base)
+    store = open_store(settings)
+    uses.enter_context(store.held(model.id))
+    return validate_checkpoint(store.verify(model.id, model.manifest_sha256), base)
 
 
 def _end_group(_signal: int, _frame: FrameType | None) -> None:

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """Further arguments of vLLM's server, as in a shell."""
     artifacts_url: str | None = None
     """Where versions' files are kept: `s3://bucket/prefix` or `file:///path`; default: folders in `home`."""
+    artifacts_cache_bytes: int = Field(default=50_000_000_000, gt=0)
+    """Of local copies of versions that an object store keeps; more only while more are in use."""
     keep_versions: int | None = Field(default=None, ge=1)
     """Newest versions of an assistant whose files are always kept; default: those of all versions."""
     artifacts_grace_hours: float = Field(default=24.0, gt=0)

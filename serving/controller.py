@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -47,6 +48,7 @@ class SwapController:
         served: Callable[[], Sequence[WantedVersion]],
         replicas: Callable[[], Sequence[KnownReplica]],
         verify: Callable[[str, str], Path],
+        held: Callable[[str], AbstractContextManager[None]],
         base_config: Callable[[str], Mapping[str, Any]],
         record: Record,
         demand: Demand,
@@ -61,7 +63,7 @@ class SwapController:
         """What answered for the aliases when the last controller ended; asked once. A wanted version whose
         engine is only starting has this one answer until then."""
         self._read_replicas = replicas
-        self._files = Files(verify, base_config, max_rank)
+        self._files = Files(verify, held, base_config, max_rank)
         self._demands = Demands(demand)
         self._fleet = Fleet(routes, self._demands)
         self._slots = Slots(self._fleet, slots)
@@ -90,6 +92,7 @@ class SwapController:
         with self._fleet.changed:
             self._fleet.changed.wait_for(lambda: not self._busy, STOP_SECONDS)
             for replica in self._fleet.replicas.values():
+                replica.forget()
                 replica.client.close()
 
     def nudge(self) -> None:

@@ -54,6 +54,9 @@ class Fleet:
                 if replica is None or replica.model_name != one.model_name:
                     replica = Replica(one)
                 self.replicas[key] = replica
+            gone = set(before.values()) - set(self.replicas.values())
+        for replica in gone:
+            replica.forget()
 
     def resume(self, served: Sequence[WantedVersion], wanted: Sequence[WantedVersion]) -> None:
         """What answered when the last controller ended answers until something else does."""

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +81,8 @@ class Files:
 
     verify: Callable[[str, str], Path]
     """(version id, manifest sha256) -> its folder, every byte compared; raises CorruptArtifact."""
+    held: Callable[[str], AbstractContextManager[None]]
+    """Version id -> while the block runs, that folder stays."""
     base_config: Callable[[str], Mapping[str, Any]]
     """Base model's name -> its config.json."""
     max_rank: int | None
@@ -109,6 +112,8 @@ class Replica:
         self.failures: dict[str, Failure] = {}
         self.unreachable: EngineUnavailable | None = None
         self._base: tuple[float, ...] | None = None
+        self._uses: dict[str, ExitStack] = {}
+        """By engine model: keeps the files of what the engine holds, should it read them again."""
 
     def engine_model(self, wanted: WantedVersion) -> str:
         return wanted.served_name if wanted.kind == "adapter" else self.model_name
@@ -119,9 +124,20 @@ class Replica:
     def bring_up(self, wanted: WantedVersion, present: set[str], files: Files) -> None:
         """Load the version unless it is among the engine's `present` models, and probe it; `lock` is held.
 
-        Files are verified before every load. Raises EngineUnavailable, CorruptArtifact.
+        Files are verified before every load, and an adapter's stay until it is unloaded. Raises
+        EngineUnavailable, CorruptArtifact.
         """
         name = self.engine_model(wanted)
+        with ExitStack() as use:
+            if wanted.kind == "adapter":
+                use.enter_context(files.held(wanted.version_id))
+            self._load_and_probe(name, wanted, present, files)
+            self._release(name)
+            self._uses[name] = use.pop_all()
+        for lost in self._uses.keys() - present - {name}:
+            self._release(lost)
+
+    def _load_and_probe(self, name: str, wanted: WantedVersion, present: set[str], files: Files) -> None:
         must_differ = False
         if name not in present:
             if wanted.kind != "adapter" or wanted.manifest_sha256 is None:
@@ -150,6 +166,21 @@ class Replica:
                 with contextlib.suppress(EngineUnavailable):
                     self.client.unload(name)
             raise
+
+    def unload(self, name: str) -> None:
+        """`lock` is held. Raises EngineUnavailable."""
+        self.client.unload(name)
+        self._release(name)
+
+    def forget(self) -> None:
+        """The engine is gone: it reads no files any more."""
+        for name in list(self._uses):
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        use = self._uses.pop(name, None)
+        if use is not None:
+            use.close()
 
     def _base_answer(self) -> tuple[float, ...]:
         """What the model without an adapter answers to a probe; asked once, since it never changes."""

@@ -61,6 +61,6 @@ class Slots:
             if name in needed or not fleet.routes.retire(Endpoint(replica.url, name), idle_seconds):
                 return False
             replica.acknowledged.discard(name)
-        replica.client.unload(name)
+        replica.unload(name)
         logger.info("unloaded %s from %s", name, replica.url)
         return True

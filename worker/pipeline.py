@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -115,8 +116,8 @@ class Pipeline:
             shutdown_requested=self._shutdown_requested,
         )
         try:
-            with lease:
-                Story(self, claim, lease).tell()
+            with lease, ExitStack() as uses:
+                Story(self, claim, lease, uses).tell()
         except StaleFence:
             logger.warning("%s is another worker's now", update_id)
 
@@ -134,13 +135,15 @@ class Start:
 class Story:
     """One claim's work on one update."""
 
-    def __init__(self, pipeline: Pipeline, claim: Claim, lease: Lease) -> None:
+    def __init__(self, pipeline: Pipeline, claim: Claim, lease: Lease, uses: ExitStack) -> None:
+        """`uses`: what must stay until the work is over."""
         self._pipeline = pipeline
         self._settings = pipeline.settings
         self._sessions = pipeline.sessions
         self._reads = pipeline.reads
         self._claim = claim
         self._lease = lease
+        self._uses = uses
         self._journal = Journal(pipeline.sessions, claim)
         self._folder = pipeline.settings.work_dir / claim.update_id
 
@@ -360,4 +363,6 @@ class Story:
 
     def _verified(self, version_id: str, manifest_sha256: str) -> Path:
         """With the parent, which retention keeps for as long as the update is not finished."""
-        return self._pipeline.store.verify(version_id, manifest_sha256)
+        store = self._pipeline.store
+        self._uses.enter_context(store.held(version_id))
+        return store.verify(version_id, manifest_sha256)

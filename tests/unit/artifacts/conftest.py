@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.cache import VersionCache
 from artifacts.object_store import ObjectStore
 from artifacts.store import ArtifactStore
 from artifacts.version_store import VersionStore
 from tests.conftest_s3 import Prefix
 
 
-def safetensors(values: bytes) -> bytes:
+def safetensors(values: bytes, name: str = "w") -> bytes:
     """One float32 tensor, written out by hand."""
     shape = [len(values) // 4]
-    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, len(values)]}}).encode()
+    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, len(values)]}}).encode()
     return len(header).to_bytes(8, "little") + header + values
 
 
@@ -30,7 +31,7 @@ def stage(folder: Path, weights: bytes = bytes(range(16))) -> Path:
 @pytest.fixture
 def object_store(s3_prefix: Prefix, tmp_path: Path) -> ObjectStore:
     """Below a prefix of its own."""
-    return ObjectStore(s3_prefix.url, ArtifactStore(tmp_path / "cache"))
+    return ObjectStore(s3_prefix.url, VersionCache(tmp_path / "cache", 1_000_000_000))
 
 
 @pytest.fixture(params=["folders", "objects"])

@@ -11,8 +11,8 @@ import obstore
 import pytest
 
 from artifacts import object_store as module
+from artifacts.cache import VersionCache
 from artifacts.object_store import ObjectStore
-from artifacts.store import ArtifactStore
 from domain.errors import ArtifactsUnavailable, CorruptArtifact, InvalidInput
 from tests.conftest_s3 import BUCKET
 from tests.unit.artifacts.conftest import safetensors, stage
@@ -102,7 +102,7 @@ def test_a_damaged_copy_is_fetched_again(object_store: ObjectStore, tmp_path: Pa
     (folder / "adapter_model.safetensors").write_bytes(b"damaged")
     assert object_store.verify("ver_1", manifest_sha256) == folder
     assert (folder / "adapter_model.safetensors").read_bytes() == safetensors(bytes(range(16)))
-    assert [path.name for path in folder.parent.iterdir()] == ["ver_1"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".in-use-ver_1", "ver_1"]
 
 
 def test_a_fetch_that_fails_leaves_no_copy(object_store: ObjectStore, s3: Any, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_fetch_that_fails_leaves_no_copy(object_store: ObjectStore, s3: Any, t
     s3.delete_object(Bucket=BUCKET, Key=f"{prefix}/ver_1/{manifest.files[1].sha256}")
     with pytest.raises(CorruptArtifact, match=r"adapter_model\.safetensors is missing"):
         object_store.verify("ver_1", manifest_sha256)
-    assert list(object_store.cache.root.iterdir()) == []
+    assert [path.name for path in object_store.cache.root.iterdir()] == [".in-use-ver_1"]
 
 
 def test_a_manifest_that_leads_out_of_its_folder_is_refused(
@@ -136,7 +136,7 @@ def test_a_store_that_does_not_answer_is_no_damage(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setattr(module, "PATIENCE", timedelta(seconds=1))
-    store = ObjectStore(f"s3://{BUCKET}/nowhere", ArtifactStore(tmp_path / "cache"))
+    store = ObjectStore(f"s3://{BUCKET}/nowhere", VersionCache(tmp_path / "cache", 1_000_000))
     staging = stage(tmp_path / "staging")
     for attempt in (
         lambda: store.publish(staging, **WHO),
@@ -152,5 +152,5 @@ def test_a_store_that_does_not_answer_is_no_damage(tmp_path: Path, monkeypatch: 
 
 def test_a_url_without_a_bucket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
-        ObjectStore("ftp://bucket", ArtifactStore(tmp_path))
+        ObjectStore("ftp://bucket", VersionCache(tmp_path, 1_000_000))
     assert caught.value.param == "RATCHET_ARTIFACTS_URL"

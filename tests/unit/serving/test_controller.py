@@ -2,9 +2,10 @@
 
 import hashlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class Ledger:
         self.recorded: list[tuple[str, str, str | None, str | None]] = []
         self.served_before: list[Version] = []
         self.verified: list[str] = []
+        self.in_use: Counter[str] = Counter()
+        """Version ids whose files may not go, and how often that is so."""
         self.demanded: list[Sequence[str]] = []
         self.problems: dict[str, str] = {}
         self.away = False
@@ -100,6 +103,14 @@ class Ledger:
         if not (folder / "adapter_model.safetensors").is_file():
             raise CorruptArtifact(f"{version_id}: adapter_model.safetensors is missing.")
         return folder
+
+    @contextmanager
+    def held(self, version_id: str) -> Iterator[None]:
+        self.in_use[version_id] += 1
+        try:
+            yield
+        finally:
+            self.in_use[version_id] -= 1
 
     def demand(self, version_ids: Sequence[str]) -> Mapping[str, str]:
         with self.changed:
@@ -158,6 +169,7 @@ class Stand:
                 served=self.ledger.served,
                 replicas=self.ledger.known,
                 verify=self.ledger.verify,
+                held=self.ledger.held,
                 base_config=lambda name: self.config,
                 record=self.ledger.record,
                 demand=self.ledger.demand,
@@ -190,6 +202,13 @@ class Stand:
             EngineClient(lease.url) as client,
         ):
             return lease.version_number, client.chat(lease.engine_model, HI, 4)
+
+
+def settle(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -251,6 +270,33 @@ def test_an_idle_version_stays_for_its_grace(stand: Stand) -> None:
     stand.engine.wait_for(lambda: stand.engine.lists > rounds + 3)
     assert stand.engine.count("unload") == 0
     assert stand.answer("helper@v1")[0] == 1
+
+
+def test_files_stay_for_as_long_as_an_engine_holds_the_adapter(pair: Stand) -> None:
+    pair.start_on_base()
+    first, second = pair.ledger.version(1), pair.ledger.version(2)
+    for version in (first, second):
+        pair.serve(version)
+        settle(lambda name=version.served_name: all(name in engine.adapters for engine in pair.engines))
+    settle(lambda: +pair.ledger.in_use == {"ver_2": 2})
+    # A controller that starts anew finds them loaded, and watches over the files all the same.
+    verified = list(pair.ledger.verified)
+    pair.stop()
+    assert +pair.ledger.in_use == {}
+    pair.start()
+    settle(lambda: +pair.ledger.in_use == {"ver_2": 2})
+    assert pair.ledger.verified == verified
+    pair.ledger.replicas = [Replica(pair.engines[0].url)]
+    settle(lambda: +pair.ledger.in_use == {"ver_2": 1})
+
+
+def test_files_that_did_not_serve_are_let_go(stand: Stand) -> None:
+    stand.start_on_base()
+    version = stand.ledger.version(1)
+    stand.engine.refuse[version.served_name] = (500, "no memory")
+    stand.ledger.point(version)
+    stand.ledger.wait_recorded(lambda _, error: error is not None)
+    settle(lambda: +stand.ledger.in_use == {})
 
 
 def test_one_version_under_two_aliases_is_kept_for_the_other(stand: Stand) -> None:
