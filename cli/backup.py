@@ -19,11 +19,11 @@ from artifacts.store import ArtifactStore
 from artifacts.version_store import VersionStore
 from cli.errors import CliError
 from cli.output import emit
-from domain.errors import RatchetError
+from domain.errors import CorruptArtifact, RatchetError
 from domain.settings import Settings
 from registry import retention, snapshot
 from registry.retention import VersionFiles
-from registry.session import make_reading_sessions, make_sessions
+from registry.session import make_sessions
 from registry.snapshot import DatabaseKind
 
 DESCRIPTION = "backup.json"
@@ -71,6 +71,8 @@ def bring_back(folder: Path, settings: Settings, as_json: bool) -> None:
         _restore(settings, folder, found)
     except RatchetError as error:
         raise CliError(f"nothing was restored: {error.message}") from error
+    except OSError as error:
+        raise CliError(f"nothing was restored: {error}") from error
     told = {"object": "restore", "home": str(settings.home), "versions": len(found.versions)}
     emit(told, as_json, lambda: f"{settings.home}: the ledger and {len(found.versions)} versions, verified")
 
@@ -89,7 +91,8 @@ def _save(settings: Settings, folder: Path) -> Backup:
     versions = [version for version in snapshot.snapshot(url, ledger) if not version.pruned]
     saved = ArtifactStore(folder / "artifacts")
     for version in versions:
-        _copy(store.verify(version.version_id, version.manifest_sha256), saved, version)
+        with store.held(version.version_id):
+            _copy(store.verify(version.version_id, version.manifest_sha256), saved, version)
     made = Backup(
         created_at=int(time.time()),
         database=kind,
@@ -124,44 +127,59 @@ def _read(folder: Path) -> Backup:
 
 
 def _restore(settings: Settings, folder: Path, found: Backup) -> None:
-    """Fill a folder beside the home, check it as `ratchet fsck` would, and rename it."""
+    """Fill a folder beside the home and the ledger, compare the one with the other, and rename the folder. An
+    error leaves neither of them, nor files in a store elsewhere."""
     kind = snapshot.kind_of(settings.resolved_database_url)
     if kind != found.database:
         raise CliError(f"the backup is of {found.database}, but RATCHET_DATABASE_URL names {kind}")
     home = settings.home.absolute()
     arriving = home.with_name(f".{home.name}.restoring-{secrets.token_hex(4)}")
+    inside = Settings(home=arriving)
+    store = open_store(inside)
     arriving.mkdir(parents=True, mode=0o700)
+    brought: list[str] = []
     try:
-        inside = Settings(home=arriving)
-        store, staging = open_store(inside), ArtifactStore(arriving / "staging")
-        saved = ArtifactStore(folder / "artifacts")
-        for version in found.versions:
-            staged = staging.new_folder(version.version_id)
-            copy_durably(saved.path(version.version_id), staged)
-            store.add(staged, version.version_id, version.manifest_sha256)
-        shutil.rmtree(staging.root, ignore_errors=True)
-        snapshot.restore(inside.resolved_database_url, folder / LEDGER[kind])
-        _require_whole(inside, store)
-        for path in arriving.iterdir():
-            if path.is_file():
-                fsync(path)
-        fsync(arriving)
-        if home.is_dir():
-            home.rmdir()
-        arriving.rename(home)
-        fsync(home.parent)
+        _bring_files(store, folder, arriving / "staging", found, brought)
+        with snapshot.restored(inside.resolved_database_url, folder / LEDGER[kind]) as versions:
+            _require_whole(versions, found)
+            for path in arriving.iterdir():
+                if path.is_file():
+                    fsync(path)
+            fsync(arriving)
+            if home.is_dir():
+                home.rmdir()
+            arriving.rename(home)
+            fsync(home.parent)
+    except BaseException:
+        if not arriving.exists():  # the ledger's last word, its commit, failed
+            home.rename(arriving)
+        for version_id in brought:  # the store may be elsewhere
+            store.delete(version_id)
+        raise
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
 
 
-def _require_whole(settings: Settings, store: VersionStore) -> None:
-    """Every version that the restored ledger names has its files. Raises CorruptArtifact."""
-    url = settings.resolved_database_url
-    with snapshot.opened(url) as restored, make_reading_sessions(restored)() as session:
-        versions = retention.version_files(session)
+def _bring_files(store: VersionStore, folder: Path, staging: Path, found: Backup, brought: list[str]) -> None:
+    """Copy every version of the backup into the store, where all its bytes are compared; `brought` are those
+    that were not there before. Raises CorruptArtifact, ArtifactsUnavailable."""
+    there = {one.version_id for one in store.stored()}
+    saved, staged_versions = ArtifactStore(folder / "artifacts"), ArtifactStore(staging)
+    for version in found.versions:
+        staged = staged_versions.new_folder(version.version_id)
+        copy_durably(saved.path(version.version_id), staged)
+        if version.version_id not in there:
+            brought.append(version.version_id)
+        store.add(staged, version.version_id, version.manifest_sha256)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _require_whole(versions: list[VersionFiles], found: Backup) -> None:
+    """Every version that the restored ledger names is one whose files came. Raises CorruptArtifact."""
+    came = {(version.version_id, version.manifest_sha256) for version in found.versions}
     for version in versions:
-        if not version.pruned:
-            store.check(version.version_id, version.manifest_sha256)
+        if not version.pruned and (version.version_id, version.manifest_sha256) not in came:
+            raise CorruptArtifact(f"The backup's ledger names {version.name}, whose files it does not have.")
 
 
 def _copy(source: Path, saved: ArtifactStore, version: VersionFiles) -> None:

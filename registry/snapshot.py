@@ -1,10 +1,8 @@
 """Copies of the whole ledger while it is in use, and their way back: SQLite by its backup API, PostgreSQL by
 pg_dump and pg_restore."""
 
-import os
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,11 +11,12 @@ from typing import Literal
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, inspect, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from domain.errors import Conflict, InvalidInput, NotFound
+from registry import postgres_tools
 from registry.retention import VersionFiles, version_files
 from registry.session import alembic_config, make_engine
 
@@ -40,19 +39,15 @@ def opened(url: str) -> Iterator[Engine]:
         raise NotFound(f"There is no ledger at {path}.", param="database_url")
     engine = make_engine(url)
     try:
-        with engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-    except SQLAlchemyError as error:
-        engine.dispose()
-        raise InvalidInput(f"The ledger cannot be read: {error}", param="database_url") from error
-    try:
-        newest = ScriptDirectory.from_config(alembic_config(url)).get_current_head()
-        if found != newest:
-            raise Conflict(
-                f"The ledger is at migration {found}, this program at {newest}: start `ratchet up` of this "
-                "version once, or use the program that wrote it.",
-                code="ledger_revision",
-            )
+        try:
+            with engine.connect() as connection:
+                _require_revision(
+                    connection,
+                    url,
+                    "start `ratchet up` of this version once, or use the program that wrote it",
+                )
+        except SQLAlchemyError as error:
+            raise InvalidInput(f"The ledger cannot be read: {error}", param="database_url") from error
         yield engine
     finally:
         engine.dispose()
@@ -70,38 +65,60 @@ def snapshot(url: str, target: Path) -> list[VersionFiles]:
         with Session(engine) as session:
             exported = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
             found = version_files(session)
-            # pg_dump looks through this transaction's eyes, so that rows and list are of one moment.
-            _run(url, "pg_dump", "--format=custom", f"--snapshot={exported}", f"--file={target}")
+            # It looks through this transaction's eyes, so that rows and list are of one moment.
+            postgres_tools.dump(url, exported, target)
     finally:
         engine.dispose()
     return found
 
 
-def restore(target_url: str, snapshot_file: Path) -> None:
-    """Make the snapshot the ledger at `target_url`, which must be empty: no file, or no tables.
+@contextmanager
+def restored(target_url: str, snapshot_file: Path) -> Iterator[list[VersionFiles]]:
+    """Make the snapshot the ledger at `target_url`, which must be empty: no file, or no tables. Yields the
+    versions that it knows.
 
-    Raises Conflict.
+    The block decides: when it ends with an error, the target is as empty as before. On PostgreSQL all of it
+    is one transaction, so that the end of this process does the same. Raises Conflict.
     """
     if kind_of(target_url) == "sqlite":
-        path = Path(make_url(target_url).database or "")
-        if path.exists():
-            raise Conflict(f"There is a ledger at {path} already.", code="not_empty")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(snapshot_file, path)
-        _require_sound(path)
+        with _restored_sqlite(Path(make_url(target_url).database or ""), snapshot_file) as versions:
+            yield versions
         return
     engine = create_engine(target_url)
     try:
-        tables = inspect(engine).get_table_names()
+        with engine.begin() as connection:
+            if inspect(connection).get_table_names():
+                raise Conflict("The database has tables already.", param="database_url", code="not_empty")
+            postgres_tools.replay(connection, snapshot_file)
+            _require_revision(connection, target_url, "use the program that wrote it")
+            with Session(connection) as session:
+                versions = version_files(session)
+            yield versions
     except SQLAlchemyError as error:
         raise Conflict(f"The database does not answer: {error}", code="database_unavailable") from error
     finally:
         engine.dispose()
-    if tables:
-        raise Conflict("The database has tables already.", param="database_url", code="not_empty")
-    name = make_url(target_url).database or ""
-    flags = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges")
-    _run(target_url, "pg_restore", *flags, f"--dbname={name}", str(snapshot_file))
+
+
+@contextmanager
+def _restored_sqlite(path: Path, snapshot_file: Path) -> Iterator[list[VersionFiles]]:
+    if path.exists():
+        raise Conflict(f"There is a ledger at {path} already.", code="not_empty")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{path}")
+    try:
+        shutil.copyfile(snapshot_file, path)
+        _require_sound(path)
+        with engine.connect() as connection:
+            _require_revision(connection, str(engine.url), "use the program that wrote it")
+            with Session(connection) as session:
+                versions = version_files(session)
+            yield versions
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        engine.dispose()
 
 
 def _snapshot_sqlite(url: str, target: Path) -> list[VersionFiles]:
@@ -122,6 +139,16 @@ def _snapshot_sqlite(url: str, target: Path) -> list[VersionFiles]:
         engine.dispose()
 
 
+def _require_revision(connection: Connection, url: str, advice: str) -> None:
+    """Raises Conflict(code="ledger_revision") unless the ledger's schema is this program's."""
+    found = MigrationContext.configure(connection).get_current_revision()
+    newest = ScriptDirectory.from_config(alembic_config(url)).get_current_head()
+    if found != newest:
+        raise Conflict(
+            f"The ledger is at migration {found}, this program at {newest}: {advice}.", code="ledger_revision"
+        )
+
+
 def _require_sound(path: Path) -> None:
     try:
         with closing(sqlite3.connect(path)) as connection:
@@ -130,30 +157,3 @@ def _require_sound(path: Path) -> None:
         found = str(error)
     if found != "ok":
         raise Conflict(f"{path} is damaged: {found}", code="damaged_ledger")
-
-
-def _run(url: str, program: str, *arguments: str) -> None:
-    """One of PostgreSQL's tools against the database at `url`; its password is on no command line."""
-    found = shutil.which(program)
-    if found is None:
-        raise Conflict(
-            f"{program} is not on the PATH: install the client tools of your PostgreSQL.", code="no_pg_tools"
-        )
-    ended = subprocess.run(
-        [found, *arguments], env=os.environ | _libpq(make_url(url)), capture_output=True, text=True
-    )
-    if ended.returncode != 0:
-        raise Conflict(f"{program} failed: {ended.stderr.strip()}", code="pg_tools_failed")
-
-
-def _libpq(url: URL) -> dict[str, str]:
-    """libpq's environment variables for a SQLAlchemy URL."""
-    host = url.host or url.query.get("host")
-    values = {
-        "PGHOST": host if isinstance(host, str) else None,
-        "PGPORT": str(url.port) if url.port else None,
-        "PGUSER": url.username,
-        "PGPASSWORD": url.password,
-        "PGDATABASE": url.database,
-    }
-    return {name: value for name, value in values.items() if value}

@@ -1,5 +1,6 @@
 """`ratchet fsck`, `backup` and `restore` on real ledgers with real version files, by the command itself."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import inspect, text, update
 from typer.testing import CliRunner
 
 from artifacts.store import ArtifactStore
+from cli import backup as module
 from cli.main import app
+from registry import snapshot
 from registry.files import PART_BYTES, create_file
 from registry.retention import version_files
 from registry.session import make_engine, make_sessions
@@ -161,6 +164,105 @@ def test_a_backup_that_was_cut_off_is_not_restored(
     target = target_of(installation, request, tmp_path / "restored")
     status, told = target.run("restore", str(tmp_path / "backup"))
     assert (status, "is not a whole backup" in told) == (1, True)
+
+
+def drop_version(backup: Path, version_id: str) -> None:
+    """As if its files had never been saved."""
+    described = json.loads((backup / "backup.json").read_text())
+    described["versions"] = [one for one in described["versions"] if one["version_id"] != version_id]
+    (backup / "backup.json").write_text(json.dumps(described))
+    shutil.rmtree(backup / "artifacts" / version_id)
+
+
+def replace_ledger(backup: Path, url: str) -> None:
+    """By what the database at `url` is now."""
+    described = json.loads((backup / "backup.json").read_text())
+    [ledger] = backup.glob("ledger.*")
+    ledger.unlink()
+    snapshot.snapshot(url, ledger)
+    described["ledger_sha256"] = hashlib.sha256(ledger.read_bytes()).hexdigest()
+    (backup / "backup.json").write_text(json.dumps(described))
+
+
+def tables(url: str) -> list[str]:
+    engine = make_engine(url)
+    found = inspect(engine).get_table_names()
+    engine.dispose()
+    return found
+
+
+def functions(url: str) -> int:
+    """The database's own, which the ledger's triggers call."""
+    engine = make_engine(url)
+    with engine.connect() as connection:
+        found: int = connection.execute(
+            text("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace")
+        ).scalar_one()
+    engine.dispose()
+    return found
+
+
+def assert_nothing_is_there(target: Installation, beside: Path) -> None:
+    assert not target.home.exists()
+    assert [path.name for path in beside.glob(".restored*")] == []
+    if "postgresql" in target.url:
+        assert (tables(target.url), functions(target.url)) == ([], 0)
+
+
+@pytest.mark.parametrize("what", ["a version's files", "the schema", "the home"])
+def test_a_restore_that_fails_at_its_end_leaves_nothing(
+    installation: Installation,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    backup = tmp_path / "backup"
+    installation.run("backup", str(backup))
+    shutil.copytree(backup, tmp_path / "whole")
+    target = target_of(installation, request, tmp_path / "restored")
+    seen_by_others: list[list[str]] = []
+    require_whole = module._require_whole
+
+    def last_check(versions: Any, found: Any) -> None:
+        require_whole(versions, found)
+        if "postgresql" in target.url:
+            seen_by_others.append(tables(target.url))
+        if what == "the home":
+            (tmp_path / "restored").mkdir()
+            (tmp_path / "restored" / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr(module, "_require_whole", last_check)
+    if what == "a version's files":
+        drop_version(backup, installation.ids()[1])
+        reason = "The backup's ledger names support-bot@v2, whose files it does not have."
+    elif what == "the schema":
+        engine = make_engine(installation.url)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        engine.dispose()
+        monkeypatch.setenv("PATH", installation.environment.get("PATH", os.environ["PATH"]))
+        replace_ledger(backup, installation.url)
+        reason = "The ledger is at migration 0001"
+    else:
+        reason = "Directory not empty"
+    status, told = target.run("restore", str(backup))
+    assert status == 1
+    assert told.startswith("error: nothing was restored: ")
+    assert reason in told
+    if what == "the home":
+        assert [path.name for path in target.home.iterdir()] == ["mine.txt"]
+        shutil.rmtree(target.home)
+    assert_nothing_is_there(target, tmp_path)
+
+    what = "nothing"
+    assert target.run("restore", str(tmp_path / "whole"))[0] == 0
+    assert target.run("fsck")[0] == 0
+    # On PostgreSQL nobody else has seen any of it until it was all there.
+    assert all(seen == [] for seen in seen_by_others)
+    if "postgresql" in target.url:
+        assert seen_by_others
+        assert len(tables(target.url)) > 10
 
 
 def test_no_backup_is_made_of_damaged_files(installation: Installation, tmp_path: Path) -> None:
