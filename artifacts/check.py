@@ -25,13 +25,16 @@ class LedgerVersion(Protocol):
 
     @property
     def aliases(self) -> tuple[str, ...]: ...
+    @property
+    def checkpoint_id(self) -> str | None:
+        """The full version that it is or lies on; None where that is the base model itself."""
 
 
 @dataclass(frozen=True)
 class Finding:
     kind: Kind
-    """missing or corrupt files of a version; dangling: an alias on a version without good files; orphan:
-    files that no version names."""
+    """missing or corrupt files of a version; dangling: an alias on a version without good files, or on one
+    that lies on such a one; orphan: files that no version names."""
     version_id: str
     """Or an uploaded file's."""
     version: str | None
@@ -41,15 +44,26 @@ class Finding:
 
 
 def check_versions(store: VersionStore, versions: Sequence[LedgerVersion]) -> Iterator[Finding]:
-    """Reads every byte of every version. Raises ArtifactsUnavailable."""
+    """Reads every byte of every version; in `versions` what one lies on comes before it. Raises
+    ArtifactsUnavailable."""
+    unusable: dict[str, LedgerVersion] = {}
     for version in versions:
         problem = _problem(store, version)
+        below = unusable.get(version.checkpoint_id or "")
+        if problem is None and below is not None and below.pruned and not version.pruned:
+            message = f"{version.name}: {below.name}, on which it lies, was let go"
+            problem = Finding("missing", version.version_id, version.name, message)
         if problem is not None:
             yield problem
-        if problem is not None or version.pruned:
-            for alias in version.aliases:
-                message = f"'{alias}' points at {version.name}, which has no good files"
-                yield Finding("dangling", version.version_id, version.name, message)
+        if problem is None and below is None and not version.pruned:
+            continue
+        unusable[version.version_id] = version
+        for alias in version.aliases:
+            fault = "which has no good files"
+            if problem is None and below is not None:
+                fault = f"which lies on {below.name}, which has no good files"
+            message = f"'{alias}' points at {version.name}, {fault}"
+            yield Finding("dangling", version.version_id, version.name, message)
 
 
 def orphan(version_id: str) -> Finding:

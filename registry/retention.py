@@ -37,6 +37,8 @@ class VersionFiles:
     manifest_sha256: str
     pruned: bool
     aliases: tuple[str, ...]
+    checkpoint_id: str | None
+    """The full version that it is or lies on; None where that is the base model itself."""
 
 
 def use(session: Session, version_id: str) -> None:
@@ -140,12 +142,20 @@ def publishing_id(update_id: str, fence: int) -> str:
 
 
 def version_files(session: Session) -> list[VersionFiles]:
-    """Every version that has, or had, files; by assistant and number."""
+    """Every version that has, or had, files; by assistant and number, so that what a version lies on comes
+    before it."""
     named: dict[str, list[str]] = {}
     for version_id, name in session.execute(select(Alias.version_id, Alias.name).order_by(Alias.name)):
         named.setdefault(version_id, []).append(name)
     rows = session.execute(
-        select(Version.id, Assistant.name, Version.number, Version.manifest_sha256, Version.pruned_at)
+        select(
+            Version.id,
+            Assistant.name,
+            Version.number,
+            Version.manifest_sha256,
+            Version.pruned_at,
+            checkpoint_id().label("checkpoint_id"),
+        )
         .join(Assistant, Assistant.id == Version.assistant_id)
         .where(Version.manifest_sha256.is_not(None))
         .order_by(Assistant.name, Assistant.id, Version.number)
@@ -157,6 +167,7 @@ def version_files(session: Session) -> list[VersionFiles]:
             manifest_sha256=row.manifest_sha256 or "",
             pruned=row.pruned_at is not None,
             aliases=tuple(named.get(row.id, ())),
+            checkpoint_id=row.checkpoint_id,
         )
         for row in rows
     ]
