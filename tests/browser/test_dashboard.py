@@ -34,8 +34,13 @@ def await_text(browser: Chrome, selector: str, wanted: str) -> None:
     )
 
 
+def press(browser: Chrome, selector: str) -> None:
+    """Click the first match in one step: a live region may be replaced between finding it and a click."""
+    browser.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
 def open_dialog(browser: Chrome) -> WebElement:
-    browser.find_element(By.ID, "roll-back").send_keys(Keys.ENTER)
+    press(browser, "#roll-back")
     WebDriverWait(browser, SECONDS).until(
         lambda _: browser.execute_script("return document.getElementById('dialog').open")
     )
@@ -50,9 +55,9 @@ def test_a_person_sees_what_serves_and_rolls_back(browser: Chrome, stack: Stack)
     name = stack.tell("support-bot").assistant
     browser.get(f"{stack.url}/dashboard")
     await_text(browser, f"tr:has(#assistant-{name})", "v2 serving")
-    browser.find_element(By.ID, f"assistant-{name}").click()
+    press(browser, f"#assistant-{name}")
 
-    assert text(browser, "h1") == name
+    await_text(browser, "h1", name)
     await_text(browser, "#serving-version", "v2")
     assert champion_column(browser) == "champion v2"
     rows = browser.execute_script(
@@ -106,10 +111,10 @@ def test_an_open_page_follows_what_others_do(browser: Chrome, stack: Stack) -> N
 def test_measured_items_are_shown_as_the_model_wrote_them(browser: Chrome, stack: Stack) -> None:
     name = stack.tell("measured").assistant
     browser.get(f"{stack.url}/dashboard/assistants/{name}")
-    browser.find_element(By.CSS_SELECTOR, "#matrix a[href*='versions/3?open=skill-banking-intent']").click()
+    press(browser, "#matrix a[href*='versions/3?open=skill-banking-intent']")
 
     first = "#skill-banking-intent details.item"
-    assert text(browser, f"{first} summary") == "wrong <b>Where is my card?</b> (item 22)"
+    await_text(browser, f"{first} summary", "wrong <b>Where is my card?</b> (item 22)")
     browser.find_element(By.CSS_SELECTOR, f"{first} summary").click()
     assert text(browser, f"{first} .compare") == (
         "Prompt <b>Where is my card?</b> (item 22) Output Your card is on its way & arrives soon. "
