@@ -148,7 +148,7 @@ def _report_end(task: asyncio.Task[None]) -> None:
 def _configure_logging(level: str) -> None:
     """Does nothing where the process that starts the application has its own handlers."""
     logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line per completion
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for every look at an engine
 
 
 def _serving(table: RouteTable) -> list[tuple[str, str, int]]:

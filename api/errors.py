@@ -31,6 +31,7 @@ from domain.errors import (
     TrainingFailed,
     TrainingRefused,
     UnknownBaseModel,
+    UpdateCancelled,
 )
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ STATUS: dict[type[RatchetError], int] = {
     RevisionMismatch: 412,
     CanaryCoolingDown: 409,
     StaleFence: 409,
+    UpdateCancelled: 409,
     CorruptArtifact: 409,
     ArtifactsUnavailable: 503,
     TrainingRefused: 409,

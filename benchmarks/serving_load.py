@@ -75,6 +75,11 @@ def on_stack(
     for number in range(options.versions):
         word = WORDS[number % len(WORDS)]
         words[publish(sessions, store, parts.ASSISTANT, adapters[word], number)] = word
+    fresh: dict[str, str] = {}
+    for number in range(options.versions, options.versions + -(-options.swaps // 2) * ("swaps" in chosen)):
+        word = WORDS[number % len(WORDS)]
+        adapter = adapters[word]
+        fresh[publish(sessions, store, parts.ASSISTANT, adapter, number, move_champion=False)] = word
     process = psutil.Process(stack.pid)
     first = dict(list(words.items())[: len(WORDS)])
     with sessions() as session:
@@ -82,7 +87,7 @@ def on_stack(
         # Adapters are served under names that only the ledger knows.
         served = serving.wanted_version(session, TEAM, parts.ASSISTANT, 1).served_name
     measured: dict[str, Callable[[], dict[str, Any]]] = {
-        "swaps": lambda: parts.swaps(stack.url, first, options.swaps, options.clients),
+        "swaps": lambda: parts.swaps(stack.url, first, fresh, options.swaps, options.clients),
         "overhead": lambda: parts.overhead(
             stack.url, engine.url, served, options.clients, options.rounds, options.seconds
         ),

@@ -4,17 +4,20 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import httpx
 import psutil
 
-from benchmarks.serving_streams import Reply, Streams, in_turn, stream_for
+from benchmarks.serving_streams import Reply, Streams, ask_alone, in_turn, stream_for
 from benchmarks.serving_versions import says
 
 ASSISTANT = "bench"
 CHAMPION = f"/v1/assistants/{ASSISTANT}/aliases/champion"
+SERVE_SECONDS = 120.0
+"""For a version that a champion was moved to."""
 BACK_SECONDS = 300.0
 """For an engine that was killed to answer again."""
 MIB = 1 << 20
@@ -24,44 +27,63 @@ Words = Mapping[str, str]
 
 
 def move(client: httpx.Client, version: str, *, back: bool) -> None:
-    """Make `version` champion, by rollback or by moving the alias. Raises HTTPStatusError."""
+    """Make `version` champion, by rollback or by moving the alias, and wait until it serves.
+
+    Raises HTTPStatusError, RuntimeError.
+    """
     if back:
         reply = client.post(f"/v1/assistants/{ASSISTANT}/rollback", json={"to": version})
     else:
         reply = client.put(CHAMPION, json={"version": version})
     reply.raise_for_status()
-    if not reply.json()["serving"]:
-        raise RuntimeError(f"{version} did not come to serve: {reply.text}")
+    serving, until = reply.json()["serving"], time.monotonic() + SERVE_SECONDS
+    while not serving:
+        if time.monotonic() > until:
+            raise RuntimeError(f"{version} did not come to serve: {reply.text}")
+        reply = client.get(CHAMPION)
+        reply.raise_for_status()
+        serving = reply.json()["serving_version"] == version
+        time.sleep(0.05)
 
 
-def swaps(url: str, words: Words, count: int, clients: int) -> dict[str, Any]:
-    """`count` moves of the champion, every second one a rollback, under streaming clients.
+def swaps(url: str, words: Words, fresh: Words, count: int, clients: int) -> dict[str, Any]:
+    """`count` moves of the champion under streaming clients: to a version of `fresh`, which no engine has
+    loaded yet, and by rollback to one of `words` in turn.
 
-    `to_first_token` is from sending the move to the first token of a stream that a version new to the
-    alias answers.
+    All times begin when the move is sent. `to_serving` ends when Ratchet says that the version serves,
+    `to_first_token` with the first token of a stream that a client asks for right then, and
+    `to_first_token_of_streams` with the first that one of the `clients` gets of the version. Clients that
+    wait for one engine come to ask all at once, and not again before their answers are whole: it holds the
+    wait for somebody to ask.
     """
-    names = list(words)
-    to_served: list[float] = []
+    found = {kind: Served() for kind in ("promote", "rollback")}
     late = 0
     with (
         httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
         Streams(url, [ASSISTANT], clients) as streams,
     ):
         for number in range(count):
-            target = names[number % len(names)]
-            sent_at = time.monotonic()
-            move(client, target, back=number % 2 == 1)
+            back = number % 2 == 1
+            target = list(words if back else fresh)[number // 2 % len(words if back else fresh)]
+            times = found["rollback" if back else "promote"]
+            seen, sent_at = len(streams.replies), time.monotonic()
+            move(client, target, back=back)
+            times.to_serving.append(time.monotonic() - sent_at)
+            own = ask_alone(url, ASSISTANT)
             after = streams.await_reply(
                 lambda reply, target=target, sent_at=sent_at: (  # type: ignore[misc]
                     reply.version == target and (reply.first_token_at or 0) > sent_at
                 ),
                 120,
+                seen,
             )
-            if after is None or after.first_token_at is None:
-                late += 1
-            else:
-                to_served.append(after.first_token_at - sent_at)
-    mixed = [reply for reply in streams.replies if reply.problem is None and _mixes(reply, words)]
+            for reply, values in ((own, times.to_first_token), (after, times.to_first_token_of_streams)):
+                if reply is None or reply.first_token_at is None or reply.version != target:
+                    late += 1
+                else:
+                    values.append(reply.first_token_at - sent_at)
+    known = {**words, **fresh}
+    mixed = [reply for reply in streams.replies if reply.problem is None and _mixes(reply, known)]
     return {
         "swaps": count,
         "clients": clients,
@@ -69,8 +91,20 @@ def swaps(url: str, words: Words, count: int, clients: int) -> dict[str, Any]:
         "never_served": late,
         "mixed_replies": len(mixed),
         "mixed_examples": [{"version": reply.version, "text": reply.text} for reply in mixed[:3]],
-        "to_first_token_seconds": _quantiles(to_served),
+        "seconds": {
+            kind: {name: _quantiles(values) for name, values in vars(times).items()}
+            for kind, times in found.items()
+        },
     }
+
+
+@dataclass
+class Served:
+    """Seconds from sending a move."""
+
+    to_serving: list[float] = field(default_factory=list)
+    to_first_token: list[float] = field(default_factory=list)
+    to_first_token_of_streams: list[float] = field(default_factory=list)
 
 
 def _mixes(reply: Reply, words: Words) -> bool:

@@ -99,9 +99,12 @@ class Streams:
         self._stopping.set()
         self._thread.join()
 
-    def await_reply(self, wanted: Callable[[Reply], bool], seconds: float) -> Reply | None:
-        """The first such reply that ends from now on; None when there is none in time."""
-        seen, until = len(self.replies), time.monotonic() + seconds
+    def await_reply(
+        self, wanted: Callable[[Reply], bool], seconds: float, since: int | None = None
+    ) -> Reply | None:
+        """The first such reply that ends from now on, or after the first `since` of all; None when there is
+        none in time."""
+        seen, until = len(self.replies) if since is None else since, time.monotonic() + seconds
         while time.monotonic() < until:
             for reply in self.replies[seen:]:
                 seen += 1
@@ -127,6 +130,16 @@ class Streams:
             turn += 1
             if reply.problem is not None:
                 await asyncio.sleep(0.1)
+
+
+def ask_alone(url: str, model: str, max_tokens: int = 1) -> Reply:
+    """One stream of a client of its own."""
+
+    async def asked() -> Reply:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False) as client:
+            return await ask(client, model, QUESTIONS[0], max_tokens)
+
+    return asyncio.run(asked())
 
 
 async def in_turn(

@@ -85,9 +85,16 @@ def says(word: str, text: str) -> bool:
 
 
 def publish(
-    sessions: sessionmaker[Session], store: ArtifactStore, name: str, adapter: Path, number: int
+    sessions: sessionmaker[Session],
+    store: ArtifactStore,
+    name: str,
+    adapter: Path,
+    number: int,
+    *,
+    move_champion: bool = True,
 ) -> str:
-    """A copy of `adapter` as the assistant's next version, which becomes champion; returns `v<n>`.
+    """A copy of `adapter` as the assistant's next version; returns `v<n>`. Unless it becomes champion, no
+    engine has loaded it.
 
     `number` moves the weights by that many hundredths of a percent, so that no two versions are equal.
     """
@@ -131,7 +138,7 @@ def publish(
             recipe=Recipe(lora_rank=RANK),
             verdict=Verdict(outcome="pass", reasons=["taught by the benchmark"]),
             measurements=[],
-            move_champion=True,
+            move_champion=move_champion,
         )
         updates.finish(session, claim, Status.SUCCEEDED)
         return f"v{taught_number}"

@@ -20,6 +20,13 @@ LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 """What serving's validation lets adapters target. Named, so that the output layer is not one of them: with
 it, prompt log-probabilities end a CPU engine."""
 CPU_CACHE_GIB = "1"
+CPU_BLOCK = "32"
+"""Tokens in a piece of vLLM's prefix cache. Its default of 128 on a CPU is longer than what most prompts have
+in common, and nothing would be found there."""
+CPU_STEP = "64"
+"""Tokens of one step, and so requests at a time. With adapters a prompt's tokens cost as much as generated
+ones: with vLLM's default of 2048 one step reads the prompts of all clients that came together, and for those
+many seconds nobody gets a token and no adapter is loaded."""
 GPU_MEMORY = "0.45"
 """Share of the card: the trainer needs the rest."""
 BARE = "bare:"
@@ -38,6 +45,7 @@ def command(settings: Settings, base_model: str, folder: Path, port: str, *, gpu
     made += ["--model", str(folder), "--host", "127.0.0.1", "--port", port]
     made += ["--disable-uvicorn-access-log", "--enable-lora"]
     made += ["--max-lora-rank", str(settings.engine_max_rank), "--lora-target-modules", *LORA_MODULES]
+    made += ["--scheduling-policy", "priority"]
     own = 0 if gpu else 1
     made += ["--max-loras", str(settings.engine_batch_adapters + own)]
     made += ["--max-cpu-loras", str(settings.engine_adapters + own)]
@@ -50,6 +58,7 @@ def command(settings: Settings, base_model: str, folder: Path, port: str, *, gpu
         card = {"name": base_model, "path": str(zeros), "base_model_name": BARE + base_model}
         made += ["--served-model-name", BARE + base_model, "--lora-modules", json.dumps(card)]
         made.append("--enforce-eager")  # adapters rule compilation out anyway: 80 s less to start
+        made += ["--block-size", CPU_BLOCK, "--max-num-batched-tokens", CPU_STEP, "--max-num-seqs", CPU_STEP]
     return made + extra
 
 

@@ -18,6 +18,8 @@ ADMIN_SECONDS = 60.0
 """Loading an adapter waits for the engine's running step."""
 QUICK_SECONDS = 5.0
 PROBE = "The quick brown fox jumps over the lazy dog because"
+FIRST = -1
+"""vLLM's `priority`: the lowest goes first, everybody else has 0."""
 KEEP_ALIVE_SECONDS = 2.0
 """Below uvicorn's 5 s, so that no request is sent down a connection that the engine is closing."""
 
@@ -26,8 +28,11 @@ class EngineClient:
     """Thread-safe, pooled. Every method raises EngineUnavailable, whose code says which way it failed:
     `engine_unavailable` no answer, `model_not_loaded` 404, `engine_refused` any other refusal."""
 
-    def __init__(self, base_url: str, *, connections: int = 32) -> None:
+    def __init__(self, base_url: str, *, connections: int = 32, priorities: bool = False) -> None:
+        """`priorities`: the engine takes them, so that a probe goes before requests that wait. A vLLM that
+        was started without them refuses a request that has one."""
         self.base_url = base_url.rstrip("/")
+        self._probe_fields = {"priority": FIRST} if priorities else {}
         self._http = httpx.Client(
             base_url=self.base_url,
             timeout=httpx.Timeout(INFERENCE_SECONDS, connect=QUICK_SECONDS),
@@ -87,6 +92,7 @@ class EngineClient:
         """Logprobs of the likeliest tokens after a fixed prompt: proof that the model computes, not only that
         it is listed. One step of the engine; equal for two models only if they compute the same."""
         body = {"model": model, "prompt": PROBE, "max_tokens": 1, "temperature": 0.0, "logprobs": 5}
+        body |= self._probe_fields
         response = self._send("POST", "/v1/completions", body, ADMIN_SECONDS)
         reply = self._json(response, f"probe '{model}'")
         [likeliest] = reply["choices"][0]["logprobs"]["top_logprobs"] or [{}]

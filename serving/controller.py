@@ -55,6 +55,7 @@ class SwapController:
         routes: RouteTable,
         max_rank: int | None = None,
         slots: int = 64,
+        priorities: bool = False,
         poll_seconds: float = 1.0,
         idle_seconds: float = 30.0,
     ) -> None:
@@ -65,7 +66,7 @@ class SwapController:
         self._read_replicas = replicas
         self._files = Files(verify, held, base_config, max_rank)
         self._demands = Demands(demand)
-        self._fleet = Fleet(routes, self._demands)
+        self._fleet = Fleet(routes, self._demands, priorities)
         self._slots = Slots(self._fleet, slots)
         self._recorder = Recorder(self._fleet, record)
         self._poll_seconds = poll_seconds

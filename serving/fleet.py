@@ -27,7 +27,8 @@ class Fleet:
     """Everything here is guarded by `lock`: public methods take it, those that say so want it held. The route
     table's own lock may be taken inside."""
 
-    def __init__(self, routes: RouteTable, demands: Demands) -> None:
+    def __init__(self, routes: RouteTable, demands: Demands, priorities: bool) -> None:
+        """`priorities`: the engines take them (EngineClient)."""
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
         """Notified after every flip."""
@@ -35,6 +36,7 @@ class Fleet:
         self.replicas: dict[tuple[str, str], Replica] = {}
         """By (url, base model)."""
         self._demands = demands
+        self._priorities = priorities
         self._wanted: dict[AliasId, WantedVersion] = {}
         self._serving: dict[AliasId, WantedVersion] = {}
         """What answers for an alias now: the wanted version, or the one before it."""
@@ -52,7 +54,7 @@ class Fleet:
                 key = (one.url, one.base_model)
                 replica = before.get(key)
                 if replica is None or replica.model_name != one.model_name:
-                    replica = Replica(one)
+                    replica = Replica(one, self._priorities)
                 self.replicas[key] = replica
             gone = set(before.values()) - set(self.replicas.values())
         for replica in gone:

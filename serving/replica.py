@@ -101,11 +101,11 @@ class Replica:
     """`lock` serialises what changes the engine; `acknowledged`, `failures` and `unreachable` are guarded
     by the controller's lock."""
 
-    def __init__(self, known: KnownReplica) -> None:
+    def __init__(self, known: KnownReplica, priorities: bool) -> None:
         self.url = known.url
         self.base_model = known.base_model
         self.model_name = known.model_name
-        self.client = EngineClient(known.url)
+        self.client = EngineClient(known.url, priorities=priorities)
         self.lock = threading.Lock()
         self.acknowledged: set[str] = set()
         """Engine models that answered a probe."""

@@ -66,6 +66,8 @@ class EngineServer:
         """Chats wait for it: a request in flight for as long as a test needs."""
         self.chat_gate.set()
         self.failed_chats = 0
+        self.priorities: list[int | None] = []
+        """Of the completions, in order of arrival."""
         self.lists = 0
         """How often the models were asked for: the controller's rounds."""
         self._server: ThreadingHTTPServer | None = None
@@ -189,6 +191,7 @@ class EngineServer:
         return 200, f"Success: LoRA adapter '{name}' removed successfully."
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.priorities.append(body.get("priority"))
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         choices, total = [], 0
         for index, prompt in enumerate(prompts):

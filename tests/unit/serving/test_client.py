@@ -104,6 +104,14 @@ def test_a_probe_that_is_not_a_number_fails(engine: Any, client: EngineClient) -
         client.probe("base")
 
 
+def test_a_probe_goes_first_where_the_engine_takes_priorities(engine: Any, client: EngineClient) -> None:
+    client.probe("base")
+    with EngineClient(engine.url, priorities=True) as first:
+        first.probe("base")
+        first.loglikelihood("base", "a", [" b"])
+    assert engine.priorities == [None, -1, None]
+
+
 def test_a_client_is_used_from_many_threads(client: EngineClient) -> None:
     with ThreadPoolExecutor(8) as pool:
         replies = list(
