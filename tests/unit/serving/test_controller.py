@@ -357,7 +357,7 @@ def test_a_refused_load_is_retried_later_and_then_serves(stand: Stand) -> None:
 
 def test_attempts_become_rarer(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.replica.time.monotonic", lambda: 1000.0)
-    known = EngineState(Replica(engine.url))
+    known = EngineState(Replica(engine.url), priorities=False)
     delays = []
     for _ in range(8):
         known.failed("helper-v1-00000000", EngineUnavailable("out of slots"))
