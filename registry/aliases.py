@@ -155,15 +155,15 @@ def roll_back(
     champion = _locked(session, assistant, CHAMPION)
     if champion is None:
         raise NothingToRollBackTo(f"'{assistant.name}' has never served a version.")
-    line = _line(session, assistant)
     if to is not None:
         if to.id == champion.version_id:
             raise NothingToRollBackTo(f"v{to.number} is already the champion.", param="to")
-        target = to
-    elif len(line) < 2:
-        raise NothingToRollBackTo(f"'{assistant.name}' has no version before its current one.")
+        target, served = to, to.id in _line(session, assistant)
     else:
-        target = session.get_one(Version, line[-2])
+        before = rollback_target(session, assistant)
+        if before is None:
+            raise NothingToRollBackTo(f"'{assistant.name}' has no version before its current one.")
+        target, served = session.get_one(Version, before), True
     return move_alias(
         session,
         assistant,
@@ -173,16 +173,29 @@ def roll_back(
         reason=reason,
         actor=actor,
         expected_revision=champion.revision,
-        force=target.id in line,
+        force=served,
     )
 
 
-def champion_line(session: Session, assistant: Assistant) -> list[Version]:
-    """Versions that led to the current champion, oldest first; the last one is the champion itself.
-
-    The one before the last is where `roll_back` goes when it is told no target.
-    """
+def rollback_target(session: Session, assistant: Assistant) -> str | None:
+    """Id of the version where `roll_back` goes when it is told none; None: nowhere."""
+    newest = session.execute(
+        select(AliasMove.kind, AliasMove.from_version_id)
+        .where(AliasMove.assistant_id == assistant.id, AliasMove.alias == CHAMPION)
+        .order_by(AliasMove.revision.desc())
+        .limit(1)
+    ).one()
+    if newest.kind != "rollback":
+        before: str | None = newest.from_version_id
+        return before
     line = _line(session, assistant)
+    return line[-2] if len(line) > 1 else None
+
+
+def champion_line(session: Session, assistant: Assistant, *, newest: int) -> list[Version]:
+    """The `newest` of the versions that led to the current champion, oldest first; the last one is the
+    champion itself, and the one before it where `roll_back` goes when it is told no target."""
+    line = _line(session, assistant)[-newest:]
     versions = {
         version.id: version for version in session.scalars(select(Version).where(Version.id.in_(line)))
     }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, Subquery, exists, insert, or_, select, union_all
+from sqlalchemy import Subquery, exists, insert, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 
 from domain.demonstration import Demonstration, Message, Split, is_held_out
@@ -11,7 +11,7 @@ from domain.errors import Conflict, InvalidInput
 from domain.ids import new_id
 from domain.update import FINISHED, Status
 from registry import audit
-from registry.lineage import lineage_ids
+from registry.lineage import line_to
 from registry.paging import Page, read_page
 from registry.session import db_now
 from registry.tables import (
@@ -152,7 +152,10 @@ def untaught(assistant: Assistant, skills: Sequence[Skill] | None) -> Subquery:
     if skills is not None:
         rows = rows.where(DemonstrationRow.skill_id.in_([skill.id for skill in skills]))
     new = rows.where(DemonstrationRow.update_id.is_(None))
-    ended, holder = aliased(Update), aliased(Update)
+    ended = select(Update.id).where(
+        Update.assistant_id == assistant.id, ~Update.in_lineage, Update.status.in_(FINISHED)
+    )
+    holder = aliased(Update)
     # The champion may have gone back to where an earlier update taught it.
     held = (
         exists()
@@ -160,9 +163,7 @@ def untaught(assistant: Assistant, skills: Sequence[Skill] | None) -> Subquery:
         .where(holder.id == UpdateDemonstration.update_id)
         .where(or_(holder.in_lineage, holder.status.in_(_UNFINISHED)))
     )
-    given_back = rows.join(ended, ended.id == DemonstrationRow.update_id).where(
-        ended.assistant_id == assistant.id, ended.status.in_(FINISHED), ~ended.in_lineage, ~held
-    )
+    given_back = rows.where(DemonstrationRow.update_id.in_(ended), ~held)
     return union_all(new, given_back).subquery("untaught")
 
 
@@ -170,6 +171,7 @@ def taught_prompts(
     session: Session, assistant: Assistant, version: Version, exclude_skills: Sequence[str]
 ) -> list[list[Message]]:
     """Distinct prompts taught along the version's lineage, without those of `exclude_skills` (names)."""
+    line = line_to(version.id)
     bodies = session.scalars(
         select(DemonstrationRow.body)
         .join(Skill, Skill.id == DemonstrationRow.skill_id)
@@ -177,8 +179,8 @@ def taught_prompts(
             DemonstrationRow.assistant_id == assistant.id,
             Skill.name.not_in(list(exclude_skills)),
             DemonstrationRow.id.in_(
-                select(UpdateDemonstration.demonstration_id).where(
-                    UpdateDemonstration.update_id.in_(_lineage_updates(version.id))
+                select(UpdateDemonstration.demonstration_id).join(
+                    line, line.c.update_id == UpdateDemonstration.update_id
                 )
             ),
         )
@@ -186,12 +188,6 @@ def taught_prompts(
     )
     demonstrations = (Demonstration.model_validate(body) for body in bodies)
     return list({taught.prompt_hash(): taught.messages for taught in demonstrations}.values())
-
-
-def _lineage_updates(version_id: object) -> Select[str | None]:
-    return select(Version.update_id).where(
-        Version.id.in_(lineage_ids(version_id)), Version.update_id.is_not(None)
-    )
 
 
 def _split_of(new: Demonstration, skill: Skill) -> Split:

@@ -1,18 +1,22 @@
 """Lineages: a version and its ancestors along `parent_id`, down to v0."""
 
-from sqlalchemy import CTE, Select, case, select, update
+from sqlalchemy import CTE, case, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from registry.tables import Update, Version
 
 
-def lineage_ids(version_id: object) -> Select[str]:
-    """Ids of the version (a value or a scalar subquery) and of all its ancestors."""
-    start = select(Version.id, Version.parent_id).where(Version.id == version_id)
-    line: CTE = start.cte("lineage", recursive=True)
+def line_to(version_id: object, *, newest: int | None = None) -> CTE:
+    """Columns `id`, `number` and `update_id` of the version (a value or a scalar subquery) and of its
+    ancestors; with `newest`, of the last so many of them."""
+    columns = Version.id, Version.number, Version.update_id, Version.parent_id
+    start = select(*columns, literal(1).label("depth")).where(Version.id == version_id)
+    line = start.cte("lineage", recursive=True)
     parent = aliased(Version)
-    line = line.union_all(select(parent.id, parent.parent_id).join(line, parent.id == line.c.parent_id))
-    return select(line.c.id)
+    step = select(parent.id, parent.number, parent.update_id, parent.parent_id, line.c.depth + 1).join(
+        line, parent.id == line.c.parent_id
+    )
+    return line.union_all(step if newest is None else step.where(line.c.depth < newest))
 
 
 def move_champion(session: Session, from_version_id: str, to_version_id: str) -> None:

@@ -1,28 +1,26 @@
 """Measurements of versions, with every item's output."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from sqlalchemy import case, select
+from sqlalchemy import Select, case, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from domain.errors import NotFound
 from domain.ids import new_id
 from domain.measurement import ItemScore, Measurement, SuiteKind
+from registry.lineage import line_to
 from registry.paging import Page, read_page
 from registry.session import db_now
-from registry.tables import Assistant, MeasurementItem, MeasurementRow, Update, Version
+from registry.tables import Assistant, MeasurementItem, MeasurementRow, Version
 from registry.upsert import upsert
 
 
-@dataclass(frozen=True)
-class MatrixRow:
-    """One measured cell: a version on one suite."""
+class MatrixRow(NamedTuple):
+    """One measured cell: a version on one suite. There may be tens of thousands."""
 
     version: int
-    parent: int | None
-    taught: tuple[str, ...]
-    """Names of the skills that the version's own update taught."""
-    kind: SuiteKind
+    kind: str
     suite: str
     score: float
     n: int
@@ -105,7 +103,9 @@ def page_measurements(
     """Of one version or of all, by version number, skills before general benchmarks, each by name."""
     rows = select(MeasurementRow).join(Version, Version.id == MeasurementRow.version_id)
     rows = rows.where(MeasurementRow.assistant_id == assistant.id)
-    if version is not None:
+    if version is None:
+        rows = rows.where(Version.id.in_(_measured_from(assistant, after, limit + 2)))
+    else:
         rows = rows.where(MeasurementRow.version_id == version.id)
     skills_first = case((MeasurementRow.kind == "skill", 0), else_=1)
     return read_page(
@@ -116,6 +116,19 @@ def page_measurements(
         after=after,
         limit=limit,
     )
+
+
+def _measured_from(assistant: Assistant, after: str | None, count: int) -> Select[str]:
+    """Ids of the first `count` measured versions from that of the measurement `after` on (None: v0): no page
+    of fewer rows goes beyond them, and only their rows have to be sorted."""
+    found = select(Version.id).where(
+        Version.assistant_id == assistant.id, exists().where(MeasurementRow.version_id == Version.id)
+    )
+    if after is not None:
+        seen = aliased(Version)
+        number = select(seen.number).join(MeasurementRow, MeasurementRow.version_id == seen.id)
+        found = found.where(Version.number >= number.where(MeasurementRow.id == after).scalar_subquery())
+    return found.order_by(Version.number).limit(count)
 
 
 def get_measurement(session: Session, assistant: Assistant, id: str) -> MeasurementRow:
@@ -138,14 +151,22 @@ def items_of(session: Session, measurement: MeasurementRow) -> list[ItemScore]:
     return [_item(row) for row in rows]
 
 
-def matrix(session: Session, assistant: Assistant) -> list[MatrixRow]:
-    """Every measured cell of the assistant, by version number, kind and suite; one query."""
-    parent = aliased(Version)
-    rows = session.execute(
+def scores_along(session: Session, version: Version) -> list[tuple[int, str, str, float]]:
+    """(number, kind, suite, score) of every measured cell from v0 along the parents to `version`."""
+    line = line_to(version.id)
+    cells = select(line.c.number, MeasurementRow.kind, MeasurementRow.suite, MeasurementRow.score)
+    rows = cells.join(MeasurementRow, MeasurementRow.version_id == line.c.id)
+    return [(number, kind, suite, score) for number, kind, suite, score in session.execute(rows)]
+
+
+def matrix(
+    session: Session, assistant: Assistant, versions: Sequence[Version] | None = None
+) -> list[MatrixRow]:
+    """Every measured cell of the assistant, or of its `versions`, by version number, kind and suite; one
+    query."""
+    cells = (
         select(
             Version.number,
-            parent.number,
-            Update.skills,
             MeasurementRow.kind,
             MeasurementRow.suite,
             MeasurementRow.score,
@@ -154,15 +175,13 @@ def matrix(session: Session, assistant: Assistant) -> list[MatrixRow]:
             MeasurementRow.high,
         )
         .join(MeasurementRow, MeasurementRow.version_id == Version.id)
-        .outerjoin(parent, parent.id == Version.parent_id)
-        .outerjoin(Update, Update.id == Version.update_id)
-        .where(Version.assistant_id == assistant.id)
         .order_by(Version.number, MeasurementRow.kind, MeasurementRow.suite)
     )
-    return [
-        MatrixRow(number, parent_number, tuple(skills or ()), kind, suite, score, n, low, high)
-        for number, parent_number, skills, kind, suite, score, n, low, high in rows
-    ]
+    if versions is None:
+        cells = cells.where(Version.assistant_id == assistant.id)
+    else:
+        cells = cells.where(Version.id.in_([version.id for version in versions]))
+    return [MatrixRow(*cell) for cell in session.execute(cells).tuples()]
 
 
 def _storable(item: ItemScore) -> dict[str, str | float]:

@@ -61,7 +61,9 @@ def overviews(session: Session, assistants: Sequence[Assistant]) -> list[Assista
             .group_by(Skill.assistant_id)
         ).all()
     )
-    newest = select(func.max(Update.seq)).where(Update.assistant_id.in_(ids)).group_by(Update.assistant_id)
+    # One look into the index for each assistant: grouped, every update of them all would be read.
+    newest_of = select(func.max(Update.seq)).where(Update.assistant_id == Assistant.id).scalar_subquery()
+    newest = select(newest_of).where(Assistant.id.in_(ids))
     updates = {
         update.assistant_id: update
         for update in session.scalars(select(Update).where(Update.seq.in_(newest)))
@@ -130,12 +132,28 @@ def newest_messages(session: Session, update: Update, *, limit: int) -> Page[Eve
     return Page(rows[:limit], has_more=len(rows) > limit)
 
 
-def newest_versions(session: Session, assistant: Assistant, *, limit: int | None) -> list[Version]:
-    """The newest `limit` versions (None: all), newest last."""
-    versions = select(Version).where(Version.assistant_id == assistant.id).order_by(Version.number.desc())
-    if limit is not None:
-        versions = versions.limit(limit)
-    return list(reversed(session.scalars(versions).all()))
+def shown_versions(
+    session: Session, assistant: Assistant, champion: Version, *, newest: int | None
+) -> list[Version]:
+    """v0, the champion and the `newest` versions (None: all), in order of their numbers."""
+    versions = select(Version).where(Version.assistant_id == assistant.id)
+    if newest is not None:
+        # Numbers have no gaps.
+        recent = range(max(assistant.next_version - newest, 0), assistant.next_version)
+        versions = versions.where(Version.number.in_(sorted({0, champion.number, *recent})))
+    return list(session.scalars(versions.order_by(Version.number)))
+
+
+def taught_skills(
+    session: Session, assistant: Assistant, versions: Sequence[Version] | None
+) -> dict[int, list[str]]:
+    """Names of the skills that the own updates of these versions (None: all) taught, by version number."""
+    rows = select(Version.number, Update.skills).join(Update, Update.id == Version.update_id)
+    if versions is None:
+        rows = rows.where(Version.assistant_id == assistant.id)
+    else:
+        rows = rows.where(Version.id.in_([version.id for version in versions]))
+    return dict(session.execute(rows).all())
 
 
 def newest_updates(session: Session, assistant: Assistant, *, limit: int) -> list[Update]:
@@ -149,10 +167,3 @@ def newest_moves(session: Session, assistant: Assistant, *, limit: int) -> list[
     moves = select(AliasMove).where(AliasMove.assistant_id == assistant.id)
     newest = moves.order_by(AliasMove.created_at.desc(), AliasMove.revision.desc(), AliasMove.id)
     return list(session.scalars(newest.limit(limit)))
-
-
-def taught_skills(session: Session, versions: Sequence[Version]) -> dict[str, list[str]]:
-    """Names of the skills that each version's own update taught, by version id; v0 is not among them."""
-    made_by = {version.update_id: version.id for version in versions if version.update_id is not None}
-    rows = session.execute(select(Update.id, Update.skills).where(Update.id.in_(made_by)))
-    return {made_by[update_id]: list(skills) for update_id, skills in rows}

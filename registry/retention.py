@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from domain.errors import NotFound
@@ -84,13 +84,15 @@ def pin(session: Session, version: Version, *, pinned: bool, actor: str) -> None
     )
 
 
-def prunable(session: Session, policy: Policy) -> list[str]:
-    """Ids of the versions that `prune` would let go now, oldest first."""
-    rows = session.execute(
-        select(Version.id, Version.assistant_id).where(_unneeded(policy)).order_by(Version.created_at)
-    ).all()
+def prunable(session: Session, policy: Policy, version_id: str | None = None) -> list[str]:
+    """Ids of the versions that `prune` would let go now, oldest first; with `version_id`, of that one."""
+    unneeded = select(Version.id, Version.assistant_id).where(_unneeded(policy))
+    if version_id is not None:
+        unneeded = unneeded.where(Version.id == version_id)
+    rows = session.execute(unneeded.order_by(Version.created_at)).all()
+    # A rollback must always be possible.
     targets = {
-        assistant.id: _rollback_target(session, assistant)
+        assistant.id: aliases.rollback_target(session, assistant)
         for assistant in session.scalars(
             select(Assistant).where(Assistant.id.in_({row.assistant_id for row in rows}))
         )
@@ -110,7 +112,7 @@ def prune(session: Session, version_id: str, policy: Policy) -> bool:
         .with_for_update()
         .execution_options(populate_existing=True)
     ).one()
-    if version_id not in prunable(session, policy):
+    if not prunable(session, policy, version_id):
         return False
     version.pruned_at = db_now(session)
     audit.record(
@@ -176,13 +178,13 @@ def version_files(session: Session) -> list[VersionFiles]:
 def _unneeded(policy: Policy) -> ColumnElement[bool]:
     newer = aliased(Version)
     since = clock() - policy.grace_seconds
-    newer_ones = (
-        select(func.count())
-        .where(
-            newer.assistant_id == Version.assistant_id,
-            newer.number > Version.number,
-            newer.manifest_sha256.is_not(None),
-        )
+    # The newest version that has as many newer ones as stay; to count each one's would be quadratic.
+    first_to_go = (
+        select(newer.number)
+        .where(newer.assistant_id == Version.assistant_id, newer.manifest_sha256.is_not(None))
+        .order_by(newer.number.desc())
+        .offset(policy.keep_versions)
+        .limit(1)
         .scalar_subquery()
     )
     return and_(
@@ -191,7 +193,7 @@ def _unneeded(policy: Policy) -> ColumnElement[bool]:
         Version.pinned.is_(False),
         Version.created_at < since,
         or_(Version.used_at.is_(None), Version.used_at < since),
-        newer_ones >= policy.keep_versions,
+        Version.number <= first_to_go,
         # What an adapter lies on is needed as long as the adapter is.
         or_(Version.kind != "full", ~exists().where(*_lies_on_it())),
         ~exists().where(Alias.version_id == Version.id),
@@ -209,9 +211,3 @@ def _lies_on_it() -> list[ColumnElement[bool]]:
         adapter.pruned_at.is_(None),
         checkpoint_id(adapter) == Version.id,
     ]
-
-
-def _rollback_target(session: Session, assistant: Assistant) -> str | None:
-    """Where a rollback goes that names no version: it must always be possible."""
-    line = aliases.champion_line(session, assistant)
-    return line[-2].id if len(line) > 1 else None

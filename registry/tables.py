@@ -207,6 +207,7 @@ class Update(Base):
             postgresql_where=text("status = 'running'"),
         ),
         Index(None, "assistant_id", "status"),
+        Index(None, "assistant_id", "in_lineage", "status"),
         Index(None, "assistant_id", "seq"),
         Index(None, "status"),
     )

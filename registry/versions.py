@@ -13,7 +13,7 @@ from domain.version import CHAMPION, Manifest, parse_version
 from registry import aliases, audit, events
 from registry.claims import Claim, held
 from registry.engines import checkpoint_of
-from registry.lineage import lineage_ids
+from registry.lineage import line_to
 from registry.measurements import save_measurement
 from registry.paging import Page, read_page
 from registry.retention import publishing_id
@@ -102,15 +102,23 @@ def made_at(session: Session, assistants: Sequence[Assistant]) -> dict[str, list
     return found
 
 
-def lineage_numbers(session: Session, version: Version) -> list[int]:
-    """From v0 along the parents to `version` itself."""
-    rows = select(Version.number).where(Version.id.in_(lineage_ids(version.id)))
-    return list(session.scalars(rows.order_by(Version.number)))
+def lineage_numbers(session: Session, version: Version, *, newest: int | None = None) -> list[int]:
+    """From v0 along the parents to `version` itself; with `newest`, the last so many."""
+    line = line_to(version.id, newest=newest)
+    return list(session.scalars(select(line.c.number).order_by(line.c.number)))
+
+
+def taught_along(session: Session, version: Version) -> list[tuple[int, list[str]]]:
+    """(number, names of the skills that its own update taught) from v0 along the parents to `version`."""
+    line = line_to(version.id)
+    rows = select(line.c.number, Update.skills).outerjoin(Update, Update.id == line.c.update_id)
+    return [(number, skills or []) for number, skills in session.execute(rows.order_by(line.c.number))]
 
 
 def lineage(session: Session, version: Version) -> list[Version]:
     """From v0 along the parents to `version` itself."""
-    rows = select(Version).where(Version.id.in_(lineage_ids(version.id)))
+    line = line_to(version.id)
+    rows = select(Version).join(line, line.c.id == Version.id)
     return list(session.scalars(rows.order_by(Version.number)))
 
 

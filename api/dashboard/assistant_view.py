@@ -1,6 +1,6 @@
 """The page of one assistant."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from api.dashboard.contexts import (
     AssistantPage,
@@ -32,8 +32,10 @@ def assistant_page(
     *,
     skills: Sequence[SkillOverview],
     versions: Sequence[Version],
+    numbers: Mapping[str, int],
     retained: ForgettingSummary,
     measured: Sequence[MatrixRow],
+    taught: Mapping[int, Sequence[str]],
     moves: Sequence[AliasMove],
     cards: list[UpdateCard],
     can_roll_back: bool,
@@ -43,10 +45,10 @@ def assistant_page(
     api_url: str,
     now: float,
 ) -> AssistantPage:
-    """`versions` are all of the assistant's, by number; `retained` is the champion's; `moves` are newest
-    first; `moved` is the revision of the move that the visitor has just made."""
+    """`versions` are the columns of the matrix, by number, all of the assistant's with `every_version`;
+    `numbers` those of the versions in `moves` by id; `retained` is the champion's; `moves` are newest first;
+    `moved` is the revision of the move that the visitor has just made."""
     assistant = overview.assistant
-    numbers = {version.id: version.number for version in versions}
     rows = [
         _move_row(assistant.name, move, numbers, newest=index == 0, now=now)
         for index, move in enumerate(moves)
@@ -69,9 +71,10 @@ def assistant_page(
             assistant.name,
             versions,
             measured,
+            taught=taught,
             skills=[one.skill.name for one in skills],
             champion_id=overview.wanted.id,
-            everything=every_version,
+            hidden=assistant.next_version - len(versions),
         ),
         tiles=retention_tiles(retained),
         skills=[_skill_row(one) for one in skills],
@@ -93,7 +96,7 @@ def _skill_row(one: SkillOverview) -> SkillRow:
 
 
 def _move_row(
-    assistant: str, move: AliasMove, numbers: dict[str, int], *, newest: bool, now: float
+    assistant: str, move: AliasMove, numbers: Mapping[str, int], *, newest: bool, now: float
 ) -> MoveRow:
     came_from = move.from_version_id
     return MoveRow(
@@ -109,7 +112,7 @@ def _move_row(
     )
 
 
-def _moved_notice(moves: Sequence[AliasMove], numbers: dict[str, int], moved: int | None) -> Notice | None:
+def _moved_notice(moves: Sequence[AliasMove], numbers: Mapping[str, int], moved: int | None) -> Notice | None:
     for move in moves:
         if move.alias == CHAMPION and move.revision == moved and move.from_version_id is not None:
             came_from, went_to = numbers[move.from_version_id], numbers[move.to_version_id]

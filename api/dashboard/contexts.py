@@ -347,7 +347,11 @@ class VersionPage:
     created: Moment
     update_url: str | None
     lineage: list[VersionLink]
-    """From v0 to this version."""
+    """The newest of them to this version."""
+    base: VersionLink
+    """v0."""
+    older: bool
+    """The lineage begins before the first of them."""
     reasons: list[str]
     checks: list[CheckRow]
     measurements: list[MeasurementBox]

@@ -1,6 +1,6 @@
 """Skill x version scores as a heatmap: blank where unmeasured, never 0."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from api.dashboard.contexts import Matrix, MatrixCell, MatrixColumn, MatrixRow, NotServing, Pill
 from api.dashboard.drawing import heat
@@ -13,6 +13,7 @@ from registry.measurements import MatrixRow as Measured
 from registry.tables import Version
 
 NEWEST_COLUMNS = 12
+"""Beside v0 and the champion, unless all are asked for."""
 _NOTES = {
     LIKELIHOOD: "probability given to right answers",
     ORDINARY: "ordinary prompts, ordinary answers",
@@ -24,20 +25,14 @@ def matrix(
     versions: Sequence[Version],
     measured: Sequence[Measured],
     *,
+    taught: Mapping[int, Sequence[str]],
     skills: Sequence[str],
     champion_id: str,
-    everything: bool,
+    hidden: int,
 ) -> Matrix:
-    """`versions` and `skills` in their order of appearance.
-
-    Without `everything`: v0, the champion and the newest NEWEST_COLUMNS versions.
-    """
-    keep = {version.id for version in versions[-NEWEST_COLUMNS:]}
-    shown = [
-        version
-        for version in versions
-        if everything or version.id in keep or version.number == 0 or version.id == champion_id
-    ]
+    """`versions` and `skills` in their order of appearance; `taught` are the skills that the
+    versions' own updates taught, by number; `hidden` more versions are not among them."""
+    taught_cells = {("skill", suite, number) for number, suites in taught.items() for suite in suites}
     found = {(one.kind, one.suite, one.version): one for one in measured}
     measured_skills = {one.suite for one in measured if one.kind == "skill"}
     general = {one.suite for one in measured if one.kind == "general"}
@@ -48,19 +43,25 @@ def matrix(
             name=suite,
             note=_NOTES.get(suite, "") if kind == "general" else "",
             cells=[
-                _cell(assistant, version, found.get((kind, suite, version.number)), suite)
-                for version in shown
+                _cell(
+                    assistant,
+                    version,
+                    found.get((kind, suite, version.number)),
+                    suite,
+                    taught=(kind, suite, version.number) in taught_cells,
+                )
+                for version in versions
             ],
         )
 
     return Matrix(
-        columns=[_column(assistant, version, champion_id) for version in shown],
+        columns=[_column(assistant, version, champion_id) for version in versions],
         skills=[row("skill", suite) for suite in skills if suite in measured_skills],
         general=[row("general", suite) for suite in benchmarks],
         not_serving=[
-            _not_serving(assistant, version) for version in shown if _outcome(version) in ("block", "hold")
+            _not_serving(assistant, version) for version in versions if _outcome(version) in ("block", "hold")
         ],
-        hidden=len(versions) - len(shown),
+        hidden=hidden,
         all_url=f"{assistant_url(assistant)}?versions=all",
     )
 
@@ -92,7 +93,9 @@ def _column(assistant: str, version: Version, champion_id: str) -> MatrixColumn:
     )
 
 
-def _cell(assistant: str, version: Version, measured: Measured | None, suite: str) -> MatrixCell:
+def _cell(
+    assistant: str, version: Version, measured: Measured | None, suite: str, *, taught: bool
+) -> MatrixCell:
     unused = _outcome(version) in ("block", "hold")
     if measured is None:
         return MatrixCell(
@@ -107,7 +110,6 @@ def _cell(assistant: str, version: Version, measured: Measured | None, suite: st
             taught=False,
             unused=unused,
         )
-    taught = measured.kind == "skill" and suite in measured.taught
     return MatrixCell(
         score=percent(measured.score),
         interval=f"{measured.low * 100:.0f}–{measured.high * 100:.0f} · n {measured.n}",

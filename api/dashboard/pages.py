@@ -1,6 +1,6 @@
 """Routes of the dashboard. Each reads in one short session, which is closed before anything is rendered."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, HTTPException, Query, Request
@@ -14,6 +14,7 @@ from api.dashboard.assistant_view import assistant_page
 from api.dashboard.contexts import ErrorPage, UpdateCard
 from api.dashboard.forms import ForeignForm, form_token, keep_token, require_own_form
 from api.dashboard.links import ROOT, assistant_url, crumbs, version_link
+from api.dashboard.matrix_view import NEWEST_COLUMNS
 from api.dashboard.rendering import STATIC, render, static_response
 from api.dashboard.rollback_view import rollback_page
 from api.dashboard.serving_view import assistants_page
@@ -36,12 +37,15 @@ from registry import (
     versions,
 )
 from registry.session import db_now
-from registry.tables import Assistant, Update, Version
+from registry.tables import Assistant, Update
 
 ACTOR = "dashboard"
 ASSISTANTS_PER_PAGE = 50
 NEWEST_UPDATES = 8
 NEWEST_MOVES = 12
+NEWEST_ANCESTORS = 30
+NEWEST_TARGETS = 100
+"""Of a rollback; an older one is chosen by the API."""
 NEWEST_EVENTS = 200
 NEWEST_STEPS = 5000
 
@@ -104,28 +108,43 @@ def show_assistant(
         assistant = assistants.get_assistant(session, team_id, name)
         now = db_now(session)
         [seen] = overview.overviews(session, [assistant])
-        all_versions = overview.newest_versions(session, assistant, limit=None)
+        every = versions_shown == "all"
+        columns = overview.shown_versions(
+            session, assistant, seen.wanted, newest=None if every else NEWEST_COLUMNS
+        )
+        moves = overview.newest_moves(session, assistant, limit=NEWEST_MOVES)
+        shown_updates = overview.newest_updates(session, assistant, limit=NEWEST_UPDATES)
+        figures = traffic_figures.list_figures(session, assistant)
+        pointers = aliases.list_aliases(session, assistant)
+        numbers = versions.numbers_of(
+            session,
+            [
+                *(id for move in moves for id in (move.from_version_id, move.to_version_id)),
+                *(id for update in shown_updates for id in (update.parent_version_id, update.version_id)),
+                *(one.version_id for one in figures),
+                *(alias.version_id for alias in pointers),
+            ],
+        )
         page = assistant_page(
             seen,
             skills=overview.skill_overviews(session, assistant),
-            versions=all_versions,
-            retained=retention(session, assistant, seen.wanted).summary,
-            measured=measurements.matrix(session, assistant),
-            moves=overview.newest_moves(session, assistant, limit=NEWEST_MOVES),
-            cards=[
-                _card(session, assistant, update, all_versions, now)
-                for update in overview.newest_updates(session, assistant, limit=NEWEST_UPDATES)
-            ],
+            versions=columns,
+            numbers=numbers,
+            retained=retention(session, seen.wanted).summary,
+            measured=measurements.matrix(session, assistant, None if every else columns),
+            taught=overview.taught_skills(session, assistant, None if every else columns),
+            moves=moves,
+            cards=[_card(session, assistant, update, numbers, now) for update in shown_updates],
             traffic=traffic_panel(
                 assistant.name,
                 traffic.get_traffic(session, assistant),
-                traffic_figures.list_figures(session, assistant),
-                aliases.list_aliases(session, assistant),
-                {version.id: version.number for version in all_versions},
+                figures,
+                pointers,
+                numbers,
                 now,
             ),
-            can_roll_back=len(aliases.champion_line(session, assistant)) > 1,
-            every_version=versions_shown == "all",
+            can_roll_back=aliases.rollback_target(session, assistant) is not None,
+            every_version=every,
             moved=moved,
             api_url=_api_url(request),
             now=now,
@@ -148,7 +167,7 @@ def show_version(
         page = version_page(
             assistant.name,
             version,
-            versions.lineage(session, version),
+            versions.lineage_numbers(session, version, newest=NEWEST_ANCESTORS),
             [
                 (row, measurements.items_of(session, row))
                 for row in measurements.list_measurements(session, version)
@@ -169,9 +188,10 @@ def show_update(context: Ctx, team_id: Team, name: str, update_id: str) -> Respo
         if update.assistant_id != assistant.id:
             raise NotFound(f"'{name}' has no update '{update_id}'.", param="update")
         now = db_now(session)
+        numbers = versions.numbers_of(session, [update.parent_version_id, update.version_id])
         page = update_page(
             update,
-            _card(session, assistant, update, overview.newest_versions(session, assistant, limit=None), now),
+            _card(session, assistant, update, numbers, now),
             overview.newest_messages(session, update, limit=NEWEST_EVENTS),
             assistant=assistant.name,
             demonstrations=overview.count_demonstrations(session, update),
@@ -215,7 +235,7 @@ def _rollback_form(
         assistant = assistants.get_assistant(session, team_id, name)
         page = rollback_page(
             assistant.name,
-            aliases.champion_line(session, assistant),
+            aliases.champion_line(session, assistant, newest=NEWEST_TARGETS + 1),
             revision=aliases.get_alias(session, assistant, CHAMPION).revision,
             token=token,
             error=error.message if error is not None else None,
@@ -226,9 +246,8 @@ def _rollback_form(
 
 
 def _card(
-    session: Session, assistant: Assistant, update: Update, known: list[Version], now: float
+    session: Session, assistant: Assistant, update: Update, numbers: Mapping[str, int], now: float
 ) -> UpdateCard:
-    numbers = {version.id: version.number for version in known}
     parent, made = update.parent_version_id, update.version_id
     metrics = overview.newest_steps(session, update, limit=NEWEST_STEPS)
     return update_card(

@@ -19,7 +19,7 @@ _KINDS = {"base": "the base model", "adapter": "LoRA adapter", "full": "full che
 def version_page(
     assistant: str,
     version: Version,
-    lineage: Sequence[Version],
+    lineage: Sequence[int],
     measurements: Sequence[tuple[MeasurementRow, Sequence[ItemScore]]],
     *,
     champion_id: str,
@@ -27,7 +27,8 @@ def version_page(
     every_item: bool,
     now: float,
 ) -> VersionPage:
-    """`opened` is the anchor of the suite that is unfolded, with `every_item` to its end."""
+    """`lineage` are the newest numbers of it; `opened` is the anchor of the suite that is unfolded, with
+    `every_item` to its end."""
     verdict = verdict_of(version)
     manifest = Manifest.model_validate(version.manifest) if version.manifest is not None else None
     return VersionPage(
@@ -40,7 +41,9 @@ def version_page(
         served_name=version.served_name,
         created=moment(version.created_at, now),
         update_url=update_url(assistant, version.update_id) if version.update_id is not None else None,
-        lineage=[version_link(assistant, ancestor.number) for ancestor in lineage],
+        lineage=[version_link(assistant, number) for number in lineage],
+        base=version_link(assistant, 0),
+        older=lineage[0] > 0,
         reasons=verdict.reasons if verdict is not None else [],
         checks=check_rows(verdict.checks) if verdict is not None else [],
         measurements=[

@@ -1,5 +1,6 @@
 """Measurements of an assistant's versions: one by one, as a matrix, and as forgetting metrics."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -18,7 +19,8 @@ from registry import aliases, assistants, measurements, versions
 router = APIRouter(tags=["measurements"])
 
 
-class Cell(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Cell:
     score: float
     n: int
     low: float
@@ -128,13 +130,13 @@ def get_forgetting(
     owner = assistants.get_assistant(session, team_id, assistant)
     wanted = aliases.get_alias(session, owner, CHAMPION).version_id if version is None else version
     end = versions.get_version(session, owner, wanted)
-    found = retention(session, owner, end)
+    found = retention(session, end)
     return Forgetting(
         **found.summary.model_dump(),
         assistant=owner.name,
         version=f"v{end.number}",
-        lineage=[f"v{row.number}" for row in found.lineage],
-        learned={skill: f"v{row.number}" for skill, row in found.learned.items()},
+        lineage=[f"v{number}" for number in found.lineage],
+        learned={skill: f"v{number}" for skill, number in found.learned.items()},
     )
 
 

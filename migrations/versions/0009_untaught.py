@@ -11,11 +11,12 @@ depends_on = None
 
 OWNER = ["team_id", "assistant_id"]
 FOREIGN = "fk_demonstrations_update_id_updates"
-ADDED = {
-    "demonstrations": ["assistant_id", "update_id", "split", "skill_id"],
-    "updates": ["status"],
-    "alias_moves": ["assistant_id", "created_at"],
-}
+ADDED = [
+    ("demonstrations", ["assistant_id", "update_id", "split", "skill_id"]),
+    ("updates", ["assistant_id", "in_lineage", "status"]),
+    ("updates", ["status"]),
+    ("alias_moves", ["assistant_id", "created_at"]),
+]
 REPLACED = ["assistant_id", "split"]
 LINEAGE = """
     WITH RECURSIVE line (parent_id, update_id) AS (
@@ -44,12 +45,12 @@ def upgrade() -> None:
         f"UPDATE demonstrations SET update_id = ({NEWEST}) "
         "WHERE id IN (SELECT demonstration_id FROM update_demonstrations)"
     )
-    for table, columns in ADDED.items():
+    for table, columns in ADDED:
         op.create_index(_name(table, columns), table, columns, unique=False)
 
 
 def downgrade() -> None:
-    for table, columns in ADDED.items():
+    for table, columns in ADDED:
         op.drop_index(_name(table, columns), table_name=table)
     with op.batch_alter_table("demonstrations") as batch:
         batch.drop_constraint(FOREIGN, type_="foreignkey")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from registry import aliases, assistants, overview
+from registry import aliases, assistants, measurements, overview, versions
 from registry.session import make_engine, make_sessions
 from tests.conftest_databases import NewDatabase
 from tests.seeded_story import ASSISTANT, TEAM, Files, tell
@@ -75,8 +75,10 @@ def test_the_newest_come_first_and_no_more_than_asked_for(told: Session) -> None
     running = updates[0]
 
     assert [update.skills for update in updates] == [["ticket-json"], ["banking-intent"], ["ticket-json"]]
-    assert [row.number for row in overview.newest_versions(told, assistant, limit=2)] == [2, 3]
-    assert [row.number for row in overview.newest_versions(told, assistant, limit=None)] == [0, 1, 2, 3]
+    for champion, newest, numbers in ((2, 2, [0, 2, 3]), (1, 1, [0, 1, 3]), (2, None, [0, 1, 2, 3])):
+        serving = versions.get_version(told, assistant, champion)
+        shown = overview.shown_versions(told, assistant, serving, newest=newest)
+        assert [row.number for row in shown] == numbers
     assert [move.revision for move in overview.newest_moves(told, assistant, limit=2)] == [3, 2]
     assert [event.data["step"] for event in overview.newest_steps(told, running, limit=3)] == [32, 33, 34]
     messages = overview.newest_messages(told, running, limit=2)
@@ -86,25 +88,29 @@ def test_the_newest_come_first_and_no_more_than_asked_for(told: Session) -> None
     )
 
 
-def test_a_version_names_what_its_update_taught(told: Session) -> None:
+def test_a_lineage_names_what_each_update_taught(told: Session) -> None:
     assistant = assistants.get_assistant(told, TEAM, ASSISTANT)
-    rows = overview.newest_versions(told, assistant, limit=None)
+    blocked = versions.get_version(told, assistant, 3)
 
-    taught = overview.taught_skills(told, rows)
+    by_number = overview.taught_skills(told, assistant, None)
+    assert by_number == {1: ["banking-intent"], 2: ["ticket-json"], 3: ["banking-intent"]}
+    assert overview.taught_skills(told, assistant, [blocked]) == {3: ["banking-intent"]}
+    taught = versions.taught_along(told, blocked)
 
-    assert [taught.get(row.id) for row in rows] == [
-        None,
-        ["banking-intent"],
-        ["ticket-json"],
-        ["banking-intent"],
+    assert taught == [(0, []), (1, ["banking-intent"]), (2, ["ticket-json"]), (3, ["banking-intent"])]
+    scores = sorted(measurements.scores_along(told, versions.get_version(told, assistant, 1)))
+    assert [one for one in scores if one[2] == "banking-intent"] == [
+        (0, "skill", "banking-intent", 0.0),
+        (1, "skill", "banking-intent", 51 / 60),
     ]
+    assert {number for number, *_ in scores} == {0, 1}
 
 
 def test_the_champions_line_is_where_rollbacks_lead(told: Session) -> None:
     assistant = assistants.get_assistant(told, TEAM, ASSISTANT)
 
-    assert [row.number for row in aliases.champion_line(told, assistant)] == [0, 1, 2]
+    assert [row.number for row in aliases.champion_line(told, assistant, newest=9)] == [0, 1, 2]
     move = aliases.roll_back(told, assistant, to=None, reason="", actor="user")
-    line = aliases.champion_line(told, assistant)
+    line = aliases.champion_line(told, assistant, newest=9)
     assert [row.number for row in line] == [0, 1]
     assert move.to_version_id == line[-1].id

@@ -277,8 +277,11 @@ class Registry(RuleBasedStateMachine):
                 for alias in aliases.list_aliases(session, self.assistant)
             }
             assert pointers == model.aliases
-            line = [version.number for version in aliases.champion_line(session, self.assistant)]
-            assert line == model.line
+            line = aliases.champion_line(session, self.assistant, newest=1000)
+            assert [version.number for version in line] == model.line
+            before = aliases.rollback_target(session, self.assistant)
+            assert before == (line[-2].id if len(line) > 1 else None)
+            assert aliases.champion_line(session, self.assistant, newest=2) == line[-2:]
             untaught = {name: set() for name in model.skills}
             for row in untaught_rows(session, self.assistant):
                 name = next(name for name, skill in self.skills.items() if skill.id == row.skill_id)
