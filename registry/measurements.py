@@ -181,7 +181,7 @@ def matrix(
         cells = cells.where(Version.assistant_id == assistant.id)
     else:
         cells = cells.where(Version.id.in_([version.id for version in versions]))
-    return [MatrixRow(*cell) for cell in session.execute(cells).tuples()]
+    return [MatrixRow(*cell) for cell in session.execute(cells)]
 
 
 def _storable(item: ItemScore) -> dict[str, str | float]:
