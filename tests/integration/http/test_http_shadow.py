@@ -22,7 +22,7 @@ SECRET = "the-users-own-words"
 def stack(settings: Settings, base_folder: Path) -> Iterator[Stack]:
     """v0 is the champion, v1 its shadow."""
     limits = settings.model_copy(
-        update={"shadow_requests": 2, "gateway_places_per_assistant": 3, "engine_first_byte_seconds": 1.0}
+        update={"shadow_requests": 2, "gateway_places_per_assistant": 3, "engine_first_byte_seconds": 4.0}
     )
     with running(limits, base_folder) as one:
         publish(one.context, "support", outcome="hold")
@@ -100,11 +100,11 @@ def test_a_shadow_that_fails_or_hangs_harms_nobody(stack: Stack) -> None:
     assert [stack.client.post(CHAT, json=ASK).status_code for _ in range(2)] == [200] * 2
     until(lambda: figures(stack)["errors"] == 2)
     stack.engine.broken.clear()
-    stack.engine.delays[adapter] = 3.0
+    stack.engine.delays[adapter] = 8.0
     stream = {**ASK, "stream": True}
     before = time.monotonic()
     assert [stack.client.post(CHAT, json=stream).status_code for _ in range(6)] == [200] * 6
-    assert time.monotonic() - before < 2.5, "none waited for a shadow"
+    assert time.monotonic() - before < 4, "none waited for a shadow"
     until(lambda: figures(stack)["errors"] == 4)
     assert figures(stack)["dropped"] == 4, "two under way at most"
     assert figures(stack, "champion")["errors"] == 0
