@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from api.context import Context
+from api.version_files import verify_files
 from domain.errors import RevisionMismatch
 from domain.version import CHAMPION
-from registry import aliases, assistants, retention, versions
+from registry import aliases, assistants, versions
 from registry.tables import AliasMove, Assistant, Version
 
 SERVING_SECONDS = 10.0
@@ -50,10 +51,7 @@ def plan_rollback(context: Context, team_id: str, assistant: str, to: str | int 
         owner = assistants.get_assistant(session, team_id, assistant)
         move = _roll_back(session, owner, to, "", "")  # never committed: only looking
         target = versions.get_version(session, owner, move.to_version_id)
-    if target.manifest_sha256 is not None:
-        with context.sessions.begin() as session:
-            retention.use(session, target.id)
-        context.store.verify(target.id, target.manifest_sha256)
+    verify_files(context, target)
     return RollbackPlan(owner, target, to)
 
 

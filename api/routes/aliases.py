@@ -14,9 +14,10 @@ from api.lists import ListOf, Paging, listing
 from api.replies import AliasMoveReply, AliasReply, MovedReply
 from api.rollback import await_serving, plan_rollback
 from api.routes.assistants import VersionNames
+from api.version_files import verify_files
 from domain.errors import InvalidInput, RevisionMismatch
 from domain.version import CHAMPION
-from registry import aliases, assistants, retention, versions
+from registry import aliases, assistants, versions
 from registry.serving import serving_states
 from registry.tables import Alias, AliasMove, Assistant
 
@@ -77,11 +78,7 @@ def put_alias(
         if if_match == ANY and alias not in [row.name for row in aliases.list_aliases(session, owner)]:
             raise RevisionMismatch(f"There is no alias '{alias}' yet.", param="If-Match")
         version = versions.get_version(session, owner, body.version)
-    if version.manifest_sha256 is not None:
-        with context.sessions.begin() as session:
-            retention.use(session, version.id)
-        # Hashing a large version takes seconds: outside of any transaction.
-        context.store.verify(version.id, version.manifest_sha256)
+    verify_files(context, version)
     with context.sessions.begin() as session:
         move = aliases.move_alias(
             session,

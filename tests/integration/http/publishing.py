@@ -15,8 +15,10 @@ from domain.measurement import GateRules, Measurement, Outcome, Verdict
 from domain.recipe import Recipe
 from domain.skill import ExactGrader
 from domain.update import Status
-from domain.version import VersionKind
+from domain.version import Checkpoint, VersionKind
 from registry import assistants, demonstrations, updates, versions
+from registry.engines import checkpoint_of
+from registry.tables import Update, Version
 
 SIZES = {"q_proj": (8, 8), "v_proj": (8, 4), "down_proj": (12, 8)}
 """(inputs, outputs) under conftest.CONFIG: head size 4, one shared key-value head."""
@@ -111,6 +113,7 @@ def add_version(
             kind=kind,
             base_model=assistant.base_model,
             update_id=update.id,
+            checkpoint=_below(session, update) if kind == "adapter" else None,
         )
         versions.publish(
             session,
@@ -127,3 +130,12 @@ def add_version(
         )
         updates.finish(session, claim, Status.SUCCEEDED)
     return number
+
+
+def _below(session: Session, update: Update) -> Checkpoint | None:
+    """The full version that the update's parent is or lies on."""
+    session.refresh(update)
+    whole = checkpoint_of(session, session.get_one(Version, update.parent_version_id))
+    if whole is None:
+        return None
+    return Checkpoint(version_id=whole.id, manifest_sha256=whole.manifest_sha256 or "")

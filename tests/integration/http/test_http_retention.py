@@ -9,9 +9,10 @@ from sqlalchemy import select, update
 
 from api.app import create_app
 from domain.settings import Settings
+from registry import serving
 from registry.tables import Version
 from tests.integration.http.assertions import refused
-from tests.integration.http.publishing import publish
+from tests.integration.http.publishing import add_version, publish
 from tests.integration.http.server import served
 from tests.integration.http.stack import ASK, CHAT, Stack, running
 
@@ -71,3 +72,27 @@ def test_a_damaged_champion_after_a_restart_answers_while_an_engine_holds_it(
         back = restarted.post("/v1/assistants/support/rollback", json={"to": "v0"})
         assert back.status_code == 200, back.text
         assert restarted.post(CHAT, json=ASK).headers["x-model-version"] == "v0"
+
+
+def test_an_alias_moves_only_where_the_full_version_below_is_whole(stack: Stack, settings: Settings) -> None:
+    context = stack.context
+    add_version(context.sessions, context.store, settings.work_dir, "support", kind="full")
+    for _ in range(2):
+        add_version(context.sessions, context.store, settings.work_dir, "support")
+    with context.reads() as session:
+        [full] = session.scalars(select(Version).where(Version.number == 1))
+    weights = settings.artifacts_dir / full.id / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    corrupt = {"param": "adapter_model.safetensors", "code": "corrupt_artifact"}
+    canary = "/v1/assistants/support/aliases/canary"
+    assert full.id in refused(stack.client.put(canary, json={"version": "v2"}), 409, **corrupt)["message"]
+    refused(stack.client.post("/v1/assistants/support/rollback", json={"to": "v2"}), 409, **corrupt)
+    assert stack.client.get(canary).status_code == 404
+    assert stack.client.get("/v1/assistants/support").json()["champion"] == "v3"
+
+    # An engine that runs it compared it when it started, and keeps what it read.
+    with context.sessions.begin() as session:
+        [engine] = serving.replicas(session)
+        serving.register_replica(session, engine.url, full.id, "whole")
+    assert stack.client.put(canary, json={"version": "v2"}).status_code == 200
