@@ -72,20 +72,22 @@ Open = Callable[..., Place]
 
 @pytest.fixture
 def opened(s3_server: str, s3_prefix: Prefix) -> Iterator[Open]:
-    """Starts the place; keyword arguments are further settings of its processes."""
+    """Starts the place; keyword arguments are further settings of its processes. No lease runs out but of a
+    worker that died, unless it is short."""
     with ExitStack() as everything:
         gate = Gate(s3_server)
         everything.callback(gate.stop)
 
-        def start(**settings: str) -> Place:
+        def start(lease_seconds: float = 30.0, **settings: str) -> Place:
             environment = {
                 "AWS_ENDPOINT_URL": gate.url,
                 "RATCHET_ARTIFACTS_URL": s3_prefix.url,
                 "RATCHET_RETRY_SECONDS": str(RETRY_SECONDS),
-                "STANDIN_S3_SECONDS": "0.5",
                 **settings,
             }
-            stack = everything.enter_context(running_stack(environment=environment))
+            stack = everything.enter_context(
+                running_stack(lease_seconds=lease_seconds, environment=environment)
+            )
             stack.stop_serving()
             place = Place(stack, s3_prefix, gate)
             everything.enter_context(serving_from(place))
@@ -119,6 +121,7 @@ def setbacks(stack: Stack, update_id: str) -> list[tuple[int, str, float]]:
 
 def test_a_killed_claim_two_updates_in_a_row_and_what_is_swept(opened: Open, tmp_path: Path) -> None:
     place = opened(
+        lease_seconds=6.0,
         RATCHET_FAILPOINT=f"worker.files_published kill {tmp_path / 'marker'}",
         RATCHET_ARTIFACTS_CACHE_BYTES="1",
     )
@@ -134,26 +137,26 @@ def test_a_killed_claim_two_updates_in_a_row_and_what_is_swept(opened: Open, tmp
     # Killed with all files in the bucket: the next claim publishes them once more, under its own id.
     assert finished(stack, first).status == "succeeded"
     assert (tmp_path / "marker").exists()
-    assert stack.update(first).fence == 2
-    left_behind, published = publishing_id(first, 1), publishing_id(first, 2)
+    assert stack.update(first).fence > 1
     assert stack.steps(first) == [1, 2, 3, 4]
 
     # The second starts from the first one's adapter and the third from the second's, each fetched.
     assert finished(stack, third).status == "succeeded"
-    assert [stack.update(one).fence for one in (second, third)] == [1, 1]
     made = stack.versions()
-    assert [version.id for version in made] == [published, publishing_id(second, 1), publishing_id(third, 1)]
+    assert [version.update_id for version in made] == [first, second, third]
     assert stack.champion(assistant) == 3
     assert place.fetched(stack.home) == [made[1].id]  # which made the first one go
-    assert place.answers(assistant) == made[2].id
+    stack.until(lambda: place.answers(assistant) == made[2].id, "the champion to answer", PATIENCE)
     assert made[2].id in place.fetched(stack.home / "api")
     assert place.knows(made[2].served_name) == {"route", "refund", "limit"}
     assert not (stack.home / "artifacts").exists()
-    assert bucket.ids() == {left_behind, *(version.id for version in made)}
+    left_behind = bucket.ids() - {version.id for version in made}
+    assert left_behind
+    assert left_behind <= {publishing_id(first, fence) for fence in range(1, stack.update(first).fence)}
 
     # The dispatcher sweeps when it starts.
     dispatcher.terminate()
-    assert dispatcher.wait(10) == 0
+    assert dispatcher.wait(PATIENCE) == 0
     stack.environment |= {"RATCHET_ARTIFACTS_GRACE_HOURS": "0.0001", "RATCHET_KEEP_VERSIONS": "1"}
     stack.until(lambda: _older_than_the_grace(stack, made), "the end of the grace", PATIENCE)
     stack.start_dispatcher()
@@ -171,7 +174,7 @@ def _older_than_the_grace(stack: Stack, made: list[Version]) -> bool:
 
 
 def test_a_bucket_that_is_away_is_a_counted_setback(opened: Open) -> None:
-    place = opened()
+    place = opened(STANDIN_S3_SECONDS="2")
     stack, gate = place.stack, place.gate
     assistant = stack.assistant()
     stack.start_all()
@@ -191,7 +194,8 @@ def test_a_bucket_that_is_away_is_a_counted_setback(opened: Open) -> None:
     assert stack.steps(second) == []  # it was the parent's files that did not come
     gate.mode = "open"
     assert finished(stack, second).status == "succeeded"
-    assert place.answers(assistant) == stack.versions()[1].id
+    second_id = stack.versions()[1].id
+    stack.until(lambda: place.answers(assistant) == second_id, "the champion to answer", PATIENCE)
 
     for update_id in (first, second):
         counted = setbacks(stack, update_id)
@@ -212,7 +216,7 @@ def test_a_flipped_byte_in_the_bucket_is_found_before_anything_uses_it(opened: O
     assert finished(stack, stack.teach(assistant, "route")).status == "succeeded"
     assert finished(stack, stack.teach(assistant, "refund", publish="hold")).status == "succeeded"
     first, second = stack.versions()
-    assert place.answers(assistant) == first.id
+    stack.until(lambda: place.answers(assistant) == first.id, "the champion to answer", PATIENCE)
 
     bucket.flip(place.weights(second))
     with stack.sessions.begin() as session:
