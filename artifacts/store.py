@@ -120,7 +120,11 @@ class ArtifactStore:
         for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
             if is_version_id(entry.name) and entry.is_dir(follow_symlinks=False):
                 whole = Path(entry.path, MANIFEST).is_file()
-                yield StoredVersion(entry.name, whole, entry.stat(follow_symlinks=False).st_mtime)
+                try:
+                    changed = entry.stat(follow_symlinks=False).st_mtime
+                except FileNotFoundError:  # deleted since the folder was read
+                    continue
+                yield StoredVersion(entry.name, whole, changed)
 
     def delete(self, version_id: str) -> None:
         """Remove the version's files: gone for readers at once, then from the disk. Nothing there is fine."""
