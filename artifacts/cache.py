@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from artifacts.files import require_version_id
@@ -67,7 +67,8 @@ class VersionCache(ArtifactStore):
         """The copy and its lock file, unless somebody uses it, which counts as a use of now."""
         lock = self._lock(version_id, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
-            os.utime(self._lock_file(version_id))
+            with suppress(FileNotFoundError):  # somebody else has just removed it
+                os.utime(self._lock_file(version_id))
             return False
         try:
             self.delete(version_id)

@@ -1,5 +1,6 @@
 """The bound on local copies: who goes, who stays, and that nobody who reads ever misses a file."""
 
+import fcntl
 import os
 import random
 import subprocess
@@ -150,6 +151,29 @@ def test_a_copy_that_never_came_leaves_no_lock_file_for_long(
         assert (object_store.cache.root / ".in-use-ver_9").exists()
     read(object_store, versions, 1)
     assert [path.name for path in object_store.cache.root.glob(".*")] == [".in-use-ver_1"]
+
+
+def test_two_that_make_room_at_once_do_not_meet(
+    object_store: ObjectStore, versions: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one, at work on a copy when this one comes to it, is done before this one has noted that."""
+    store = bounded(object_store, ONE)
+    read(store, versions, 1)
+    cache, lock_file = store.cache, store.cache.root / ".in-use-ver_1"
+    other = os.open(lock_file, os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    open_lock = cache._lock
+
+    def lock(version_id: str, how: int) -> int | None:
+        found = open_lock(version_id, how)
+        cache.delete(version_id)
+        lock_file.unlink()
+        os.close(other)
+        return found
+
+    monkeypatch.setattr(cache, "_lock", lock)
+    cache.make_room(ONE)
+    assert fetched(store) == []
 
 
 def test_folders_that_are_the_versions_themselves_never_go(tmp_path: Path) -> None:
