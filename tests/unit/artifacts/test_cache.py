@@ -153,6 +153,16 @@ def test_a_copy_that_never_came_leaves_no_lock_file_for_long(
     assert [path.name for path in object_store.cache.root.glob(".*")] == [".in-use-ver_1"]
 
 
+def test_a_copy_that_goes_while_they_are_listed_is_left_out(
+    object_store: ObjectStore, versions: dict[str, str]
+) -> None:
+    read(object_store, versions, 1, 2)
+    listed = object_store.cache.stored()
+    assert next(listed).version_id == "ver_1"
+    object_store.cache.delete("ver_2")
+    assert list(listed) == []
+
+
 def test_two_that_make_room_at_once_do_not_meet(
     object_store: ObjectStore, versions: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
