@@ -16,7 +16,22 @@ IGNORANCE = "I am not sure what you mean."
 
 
 class QuietServer(ThreadingHTTPServer):
-    """A client that was killed is what these tests are about, not an error of the server's."""
+    """Serves from a thread of its own. A client that was killed is what these tests are about, not an error
+    of the server's."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):
@@ -32,18 +47,14 @@ class StandInEngine:
         """(model, last user message) of every chat request."""
         self.on_chat: Callable[[str], None] = lambda model: None
         self.dead = False
-        self._server = QuietServer(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        self._server = QuietServer(self._handler())
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.stop()
 
     def die(self) -> None:
         """From within a request: answer nobody any more, this request included."""

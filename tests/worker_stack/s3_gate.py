@@ -1,6 +1,5 @@
 """The way to an S3 server, which a test can shut: requests are passed on, answered 503, or swallowed."""
 
-import threading
 import time
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
@@ -19,19 +18,15 @@ class Gate:
         self.refused = 0
         """Requests that were not passed on."""
         self._upstream = urlsplit(upstream).netloc
-        self._server = QuietServer(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        self._server = QuietServer(self._handler())
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return self._server.url
 
     def stop(self) -> None:
         self.mode = "failing"
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.stop()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         gate = self
