@@ -50,7 +50,7 @@ class Stack:
         return tell(self.sessions, self.files, base_model=self.base_model, name=name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> tuple[str, str]:
     """Paths of the browser and of its driver."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -62,7 +62,7 @@ def chromium() -> tuple[str, str]:
     return browser, driver
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(
     chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[webdriver.Chrome]:
@@ -78,7 +78,7 @@ def browser(
         driver.quit()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     root = tmp_path_factory.mktemp("stack")
     base, home = root / "tiny-base", root / "home"
@@ -94,6 +94,7 @@ def stack(chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -
         register_replica(session, engine_url, str(base), "tiny")
     engine = ["engine", "--model", str(base), "--served-model-name", "tiny", "--port", str(engine_port)]
     api = ["uvicorn", "api.app:create_app", "--factory", "--port", str(api_port), "--log-level", "warning"]
+    api += ["--timeout-graceful-shutdown", "1"]  # a page that is still open hears events without end
     with ExitStack() as processes:
         processes.callback(ledger.dispose)
         processes.enter_context(_running(root / "engine.log", home, *engine))
