@@ -29,6 +29,9 @@ ones: with vLLM's default of 2048 one step reads the prompts of all clients that
 many seconds nobody gets a token and no adapter is loaded."""
 GPU_MEMORY = "0.45"
 """Share of the card: the trainer needs the rest."""
+WORKER_FOLDER = Path(__file__).parent / "vllm_worker"
+WORKER_EXTENSION = "ratchet_seeds.Worker"
+"""In WORKER_FOLDER: keeps a CPU engine alive when a prompt that comes with a seed takes several steps."""
 BARE = "bare:"
 """Before the name of a base that is served through an adapter of zeros."""
 
@@ -59,12 +62,14 @@ def command(settings: Settings, base_model: str, folder: Path, port: str, *, gpu
         made += ["--served-model-name", BARE + base_model, "--lora-modules", json.dumps(card)]
         made.append("--enforce-eager")  # adapters rule compilation out anyway: 80 s less to start
         made += ["--block-size", CPU_BLOCK, "--max-num-batched-tokens", CPU_STEP, "--max-num-seqs", CPU_STEP]
+        made += ["--worker-extension-cls", WORKER_EXTENSION]
     return made + extra
 
 
 def environment(given: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """`given` without Ratchet's own import path; what the user set for vLLM stays."""
-    made = {name: value for name, value in given.items() if name != "PYTHONPATH"}
+    """`given` with the workers' extension for an import path instead of Ratchet's own; what the user set for
+    vLLM stays."""
+    made = {**given, "PYTHONPATH": str(WORKER_FOLDER)}
     made["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     made["VLLM_NO_USAGE_STATS"] = "1"
     made["HF_HUB_OFFLINE"] = "1"

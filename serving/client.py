@@ -29,8 +29,8 @@ class EngineClient:
     `engine_unavailable` no answer, `model_not_loaded` 404, `engine_refused` any other refusal."""
 
     def __init__(self, base_url: str, *, connections: int = 32, priorities: bool = False) -> None:
-        """`priorities`: the engine takes them, so that a probe goes before requests that wait. A vLLM that
-        was started without them refuses a request that has one."""
+        """`priorities`: the engine heeds them, so that a probe goes before requests that wait. Other engines
+        are not sent any: some refuse them."""
         self.base_url = base_url.rstrip("/")
         self._probe_fields = {"priority": FIRST} if priorities else {}
         self._http = httpx.Client(

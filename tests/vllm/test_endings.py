@@ -46,10 +46,8 @@ def test_its_processes_outlive_a_killed_server(tmp_path: Path) -> None:
 
 def test_a_prompts_logprobs_end_a_server_whose_output_layer_takes_adapters(tmp_path: Path) -> None:
     """So --lora-target-modules is given, and the gateway asks no server for them that may lack it."""
-    with serving(tmp_path, without=["--lora-target-modules", "--scheduling-policy"]) as server:
+    with serving(tmp_path, without=["--lora-target-modules"]) as server:
         assert server.complete(BASE, echo=True).status_code == 200
-        # So probes of servers that Ratchet did not start have no priority.
-        assert server.complete(BASE, priority=-1).status_code == 400
         # The engine takes up the first alone, and the rest in one batch.
         prompts = [f"{number} and one are" for number in range(12)]
         assert ended_by(server, BASE, prompt=prompts, echo=True)

@@ -58,6 +58,7 @@ def test_on_a_gpu_the_base_is_served_as_itself(tmp_path: Path, base: Path) -> No
     )
     assert (found["--host"], found["--port"]) == (["127.0.0.1"], ["8123"])
     assert "--lora-modules" not in found
+    assert "--worker-extension-cls" not in found
     assert not (tmp_path / "zero-adapters").exists()
 
 
@@ -65,6 +66,7 @@ def test_on_a_cpu_the_base_is_served_through_zeros(tmp_path: Path, base: Path) -
     settings = Settings(home=tmp_path, engine="vllm", engine_adapters=32, engine_batch_adapters=4)
     found = flags(vllm_start.command(settings, "org/model", base, "8123", gpu=False))
     assert found["--served-model-name"] == ["bare:org/model"]
+    assert found["--worker-extension-cls"] == ["ratchet_seeds.Worker"]
     # One more of each: the zeros take a place.
     assert (found["--max-loras"], found["--max-cpu-loras"], found["--max-lora-rank"]) == (
         ["5"],
@@ -91,7 +93,8 @@ def test_arguments_of_the_user_come_last_and_are_split_as_in_a_shell(tmp_path: P
 def test_vllm_sees_nothing_of_ratchets_import_path_and_keeps_what_the_user_set(tmp_path: Path) -> None:
     given = {"PYTHONPATH": "/ratchet", "VLLM_CPU_KVCACHE_SPACE": "7", "PATH": "/bin"}
     made = vllm_start.environment(given, Settings(home=tmp_path, engine_threads=3))
-    assert "PYTHONPATH" not in made
+    assert made["PYTHONPATH"] == str(vllm_start.WORKER_FOLDER)
+    assert [path.name for path in vllm_start.WORKER_FOLDER.glob("*.py")] == ["ratchet_seeds.py"]
     assert (made["VLLM_CPU_KVCACHE_SPACE"], made["OMP_NUM_THREADS"], made["PATH"]) == ("7", "3", "/bin")
     assert made["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     assert "VLLM_SERVER_DEV_MODE" not in made

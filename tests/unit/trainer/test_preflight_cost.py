@@ -154,7 +154,7 @@ def test_weights_in_memory_are_the_base_and_an_adapter_for_each_role(job: Traini
 def test_the_peak_is_the_operating_systems() -> None:
     reset_peak(CPU)
     before = used_bytes(CPU)
-    # Pages of its own: the allocator may answer from memory that earlier tests freed and that is still resident.
+    # Pages of its own: the allocator may answer from memory that earlier tests freed.
     with mmap.mmap(-1, 64 * 2**20) as block:
         for start in range(0, len(block), mmap.PAGESIZE):
             block[start] = 1
