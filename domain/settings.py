@@ -79,8 +79,8 @@ class Settings(BaseSettings):
     trainer_sharded: bool = False
     """Share the trainer's weights out over its processes (FSDP) instead of a copy in each."""
     max_engines: int = Field(default=4, ge=1)
-    """Engine processes of `ratchet up` at a time: one for each base model in use, and one for each full
-    version that is served or measured."""
+    """`ratchet up` starts an engine for a full version, served or measured, only while fewer than that run.
+    Those of base models count, but always start."""
     engine_threads: int = Field(default_factory=half_the_cores, ge=1)
     version_idle_seconds: float = Field(default=30.0, ge=0)
     """From its last use until a version that no alias names is unloaded, or a full one's engine stopped."""

