@@ -13,12 +13,14 @@ FindingCode = Literal[
     "empty_response",
     "control_token",
     "degenerate_response",
+    "response_masked",
     "duplicate",
     "label_conflict",
     "nothing_held_out",
     "teacher_gap_too_small",
     "teacher_gap_uncertain",
     "reasoning_shortened",
+    "answers_truncated",
     "not_enough_memory",
 ]
 PLACES_IN_A_REFUSAL = 3

@@ -146,8 +146,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _rehearsal_leaves_room(self) -> Self:
-        if round(self.batch_size * (1 - self.rehearsal_share)) < 1:
-            raise ValueError("rehearsal_share leaves no room for a demonstration in the batch")
+        if self.batch_size * (1 - self.rehearsal_share) < 1 - 1e-9:
+            raise ValueError("rehearsal_share leaves no room for a demonstration in each batch of batch_size")
         return self
 
     @model_validator(mode="after")

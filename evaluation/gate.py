@@ -2,7 +2,8 @@
 
 learned, each taught skill: pass when it gains at least min_gain and the gain's interval lies above 0;
     block when it does not gain, or the interval lies below min_gain; else hold. A skill that the parent
-    answers at 1 - min_gain or better has nothing to gain and must stay there.
+    answers at 1 - min_gain or better, and at MASTERED, has nothing to gain and must stay there; where less
+    than min_gain is left to gain below that, all of it is asked.
 kept, each earlier skill: pass when it loses at most max_forgetting; block when it loses more and the
     interval lies below 0; hold when it loses more but that may be chance.
 general, all benchmarks pooled: pass when shown to lose at most max_general_drop, block when shown to lose
@@ -23,6 +24,8 @@ from evaluation.benchmarks import LIKELIHOOD, ORDINARY
 
 MIN_ITEMS = 5
 """Below it not even an unchanged score says anything."""
+MASTERED = 0.9
+"""From here on a taught skill may have little left to gain, whatever gain is asked."""
 TOLERANCE = 1e-9
 """0.92 - 0.82 is a gain of 0.10, whatever floating point says."""
 
@@ -87,13 +90,14 @@ def _learned(rules: GateRules, name: str, new: Measurement | None, old: Measurem
         return _unseen("learned", name, f"skill '{name}' {pair}")
     words = pair.words(f"skill '{name}'")
     change, asked = pair.change, rules.min_gain
-    if asked > 0 and pair.old >= 1 - asked - TOLERANCE:
+    least = max(1 - asked, MASTERED)
+    if asked > 0 and pair.old >= least - TOLERANCE:
         # Nothing to gain: a second batch for a mastered skill must keep it mastered.
-        least = 1 - asked
         if pair.new >= least - TOLERANCE:
             return _check("learned", name, "pass", pair, f"{words}; it was learned already and is kept")
         outcome: Outcome = "block" if change.high < 0 else "hold"
         return _check("learned", name, outcome, pair, f"{words}; it must stay at {least:.2f} or above")
+    asked = min(asked, 1 - pair.old)  # more there is not
     demand = f"at least {asked:+.2f} is asked"
     if change.mean >= asked - TOLERANCE:
         if asked <= 0 or change.low > 0:

@@ -26,30 +26,26 @@ class Schedule:
         is lessons."""
         share = recipe.rehearsal_share if rehearsal else 0.0
         self._recipe = recipe
-        self._rehearsal_per_step = round(recipe.batch_size * share)
-        self._lessons_per_step = recipe.batch_size - self._rehearsal_per_step
+        self._rehearsal_share = share
         self._off_policy_share = recipe.off_policy_share if plan_of(recipe).responses == "student" else 1.0
         self._lessons = lessons
         self._rehearsal = rehearsal
-        steps = math.ceil(recipe.num_epochs * lessons / self._lessons_per_step)
+        steps = math.ceil(recipe.num_epochs * lessons / (recipe.batch_size * (1 - share)) - 1e-9)
         steps = max(steps, recipe.min_steps)
         self._taught = min(steps, recipe.max_steps or steps)
         self.steps = self._taught + recipe.reinvoke_steps
 
     def batch(self, step: int) -> Batch:
         """The batch of 0-based `step`."""
-        first = min(step, self._taught) * self._rehearsal_per_step
+        size = self._recipe.batch_size
         if step >= self._taught:
-            size = self._recipe.batch_size
-            first += (step - self._taught) * size
+            first = self._rehearsed_before(self._taught) + (step - self._taught) * size
             return Batch((), (), self._rehearse(first, size))
-        rehearsal = self._rehearse(first, self._rehearsal_per_step)
-        first = step * self._lessons_per_step
-        chosen = [self._draw("lessons", self._lessons, first + i) for i in range(self._lessons_per_step)]
-        # Cumulative rounding keeps the share exact over the run when it is not a whole number per step.
-        off = math.floor((first + self._lessons_per_step) * self._off_policy_share + 1e-9) - math.floor(
-            first * self._off_policy_share + 1e-9
-        )
+        rehearsed, rehearsed_then = self._rehearsed_before(step), self._rehearsed_before(step + 1)
+        rehearsal = self._rehearse(rehearsed, rehearsed_then - rehearsed)
+        first, then = step * size - rehearsed, (step + 1) * size - rehearsed_then
+        chosen = [self._draw("lessons", self._lessons, place) for place in range(first, then)]
+        off = _part(then, self._off_policy_share) - _part(first, self._off_policy_share)
         on_policy = [lesson for lesson in chosen[off:] for _ in range(self._recipe.rollouts_per_prompt)]
         return Batch(tuple(on_policy), tuple(chosen[:off]), rehearsal)
 
@@ -60,12 +56,22 @@ class Schedule:
             return learning_rate(self._recipe, step - self._taught, self._recipe.reinvoke_steps)
         return learning_rate(self._recipe, step, self._taught)
 
+    def _rehearsed_before(self, step: int) -> int:
+        """Rehearsal prompts of the steps before 0-based `step`, of those that teach."""
+        return _part(step * self._recipe.batch_size, self._rehearsal_share)
+
     def _rehearse(self, first: int, count: int) -> tuple[int, ...]:
         return tuple(self._draw("rehearsal", self._rehearsal, first + i) for i in range(count))
 
     def _draw(self, what: str, size: int, position: int) -> int:
         epoch, place = divmod(position, size)
         return _order(f"{self._recipe.seed}:{what}:{epoch}", size)[place]
+
+
+def _part(count: int, share: float) -> int:
+    """Of `count` in a row. Cumulative, which keeps a share exact over the run when it is not a whole number
+    per step."""
+    return math.floor(count * share + 1e-9)
 
 
 @lru_cache(maxsize=8)

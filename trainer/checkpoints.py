@@ -67,7 +67,8 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-NNNNNN`; a reader sees it whole or not at all. Older ones but one are removed."""
+    """Write `folder/step-NNNNNN`; a reader sees it whole or not at all. Older ones but one are removed, and
+    later ones: this job has not come so far, so they are another's, or did not verify."""
     name = f"step-{checkpoint.state.step:06d}"
     staging = folder / f".staging-{name}"
     if staging.exists():
@@ -88,8 +89,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(final)
     staging.rename(final)
     _flush(folder)
-    for old in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(old)
+    found = _newest_first(folder)
+    place = found.index(final)
+    for other in [*found[:place], *found[place + KEPT :]]:
+        shutil.rmtree(other)
     return final
 
 

@@ -143,8 +143,22 @@ def build_lesson(
         prompt=chat_tokens(tokenizer, demonstration.messages),
         teacher_prompt=teacher_prompt,
         shared_tokens=len(beginning) if shares else 0,
-        response=_ended(tokenizer, demonstration.response),
+        response=_tokens(tokenizer, demonstration.response, end=end_of_turn(tokenizer)),
     )
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the chat template puts behind an answer, which is not every tokenizer's end of text."""
+    asked, answer = Message(role="user", content="Say yes."), "Yes."
+    whole = tokenizer.apply_chat_template(
+        [asked.model_dump(), Message(role="assistant", content=answer).model_dump()], tokenize=False
+    )
+    assert isinstance(whole, str)
+    behind = _tokens(tokenizer, whole.rpartition(answer)[2])
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if behind and behind[0] in special:
+        return behind[0]
+    return int(tokenizer.eos_token_id)
 
 
 def build_text(tokenizer: PreTrainedTokenizerBase, skill: str, demonstration: Demonstration) -> Lesson:
@@ -158,10 +172,10 @@ def build_text(tokenizer: PreTrainedTokenizerBase, skill: str, demonstration: De
         prompt=[start],
         teacher_prompt=[start],
         shared_tokens=0,
-        response=_ended(tokenizer, text),
+        response=_tokens(tokenizer, text, end=tokenizer.eos_token_id),
     )
 
 
-def _ended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, end: int | None = None) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
+    return ids if end is None else [*ids, end]

@@ -24,7 +24,7 @@ def load_model(base_path: Path, recipe: Recipe, parent: Path | None) -> Model:
     lora_rank 0 trains every weight, from the parent's full checkpoint or from the base with its adapter
     merged. Otherwise an adapter trains, and the parent's must be one: to adapt a full checkpoint, give it
     as the base. Raises TrainingRefused where that is not so, and for a model without a chat template or
-    with capped logits, which the loss does not reproduce.
+    whose logits are capped or scaled, which the loss does not reproduce.
     """
     tokenizer = AutoTokenizer.from_pretrained(base_path)
     if tokenizer.chat_template is None:
@@ -70,7 +70,24 @@ def _read(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         )
     nn.Module.to(model, compute_device())
     assert isinstance(model, PreTrainedModel)
+    _require_plain_head(model)
     return model
+
+
+@torch.no_grad()
+def _require_plain_head(model: PreTrainedModel) -> None:
+    """Raises TrainingRefused for a model whose logits are not the last hidden states' products with the
+    output layer, which is how samples, losses and probabilities are computed here: some scale them."""
+    ids = torch.arange(3, device=model.device)[None]
+    states = model.base_model(input_ids=ids).last_hidden_state
+    plain = nn.functional.linear(states, model.get_output_embeddings().weight).float()
+    own = model(input_ids=ids).logits.float()
+    if not torch.allclose(own, plain, rtol=0.02, atol=0.02 * float(plain.abs().max())):
+        raise TrainingRefused(
+            "Base models that change their logits behind the output layer (by a scale, a cap or a bias) are "
+            "not supported.",
+            code="unsupported_base_model",
+        )
 
 
 @torch.no_grad()

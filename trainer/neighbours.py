@@ -12,6 +12,8 @@ from domain.recipe import Recipe
 PANELS = 8
 """Different sets of sampled demonstrations that a skill's teacher prompts begin with."""
 
+ANY_TEXT = ""
+
 
 class Neighbours:
     """Chooses `recipe.num_context_demonstrations` others with another prompt than the demonstration's own.
@@ -56,6 +58,7 @@ class Neighbours:
 
 
 def _words(demonstration: Demonstration) -> list[str]:
-    """Lower-case words of what the user says."""
+    """Lower-case words of what the user says, and one that everybody says: BM25's index takes no empty
+    text, and a word in all of them ranks none."""
     said = " ".join(message.content for message in demonstration.messages if message.role == "user")
-    return re.findall(r"\w+", said.lower())
+    return [ANY_TEXT, *re.findall(r"\w+", said.lower())]

@@ -13,7 +13,7 @@ from domain.skill import Grader
 from domain.training import TrainingJob
 from trainer.contexts import Lesson
 from trainer.model import Model
-from trainer.preflight_gap import gap_findings, has_teacher, measure_gap
+from trainer.preflight_gap import gap_findings, has_teacher, masked_findings, measure_gap
 from trainer.teacher import Teacher
 
 Problem = tuple[FindingCode, Place]
@@ -45,6 +45,7 @@ def examine(
         problems += _length_problems(split, members, job.recipe, model.context_window)
         problems += _control_problems(split, members, controls)
     problems += _rehearsal_problems(rehearsal, job.recipe.max_rehearsal_tokens, model.context_window)
+    found = [*findings(problems), *masked_findings(lessons, job.recipe)]
     report = PreflightReport(
         items=0,
         student_score=None,
@@ -52,12 +53,12 @@ def examine(
         gap=None,
         longest_prompt_tokens=max(len(_longest_read(one, job.recipe)) for one in [*lessons, *held_out]),
         steps=steps,
-        findings=findings(problems),
+        findings=found,
     )
     if report.errors:
         return report
     measured = measure_gap(model, teacher.adapter, job.recipe, holdout)
-    found = list(gap_findings(measured, job.recipe, lessons, str(model.tokenizer.chat_template)))
+    found += list(gap_findings(measured, job.recipe, lessons, str(model.tokenizer.chat_template)))
     taught, difference = measured.teacher, measured.difference
     return report.model_copy(
         update={
@@ -71,7 +72,7 @@ def examine(
             "teacher_tokens": None if taught is None else taught.mean_length,
             "student_truncated": measured.student.truncated_share,
             "teacher_truncated": None if taught is None else taught.truncated_share,
-            "findings": [*report.findings, *found],
+            "findings": found,
         }
     )
 

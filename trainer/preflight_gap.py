@@ -75,7 +75,7 @@ def measure_gap(
     `teacher` is the role that scores the student's answers in training: None is the bare base. It is shown
     each item's own demonstration, as in training.
     """
-    items = _measured(holdout)
+    items = measured_items(holdout)
     student = student_answers(model, recipe, holdout)
     if not has_teacher(recipe):
         return Gap(student, None)
@@ -85,13 +85,14 @@ def measure_gap(
 
 def student_answers(model: Model, recipe: Recipe, holdout: Sequence[tuple[Grader, Lesson]]) -> Answers:
     """The student's greedy answers, without a demonstration, on the same items as `measure_gap`."""
-    items = _measured(holdout)
+    items = measured_items(holdout)
     return _answers(model, "student", items, [lesson.prompt for _, lesson in items], recipe)
 
 
-def _measured(holdout: Sequence[tuple[Grader, Lesson]]) -> list[tuple[Grader, Lesson]]:
-    stride = max(1, len(holdout) // MEASURED_ITEMS)
-    return list(holdout[::stride][:MEASURED_ITEMS])
+def measured_items(holdout: Sequence[tuple[Grader, Lesson]]) -> list[tuple[Grader, Lesson]]:
+    """At most MEASURED_ITEMS of them, evenly spread, since they stand skill by skill."""
+    count = min(len(holdout), MEASURED_ITEMS)
+    return [holdout[place * len(holdout) // count] for place in range(count)]
 
 
 def has_teacher(recipe: Recipe) -> bool:
@@ -139,8 +140,36 @@ def gap_findings(
                 mend="Hold more demonstrations out to know it better.",
                 param="holdout_fraction",
             )
+    if measured.student.truncated_share == 1.0 and plan_of(recipe).responses == "student":
+        yield Finding(
+            code="answers_truncated",
+            severity="warning",
+            message=f"All of the model's own answers reach max_new_tokens, {recipe.max_new_tokens}.",
+            why="Answers that are cut off count nowhere: until some end, only demonstrations' tokens teach.",
+            mend="Raise max_new_tokens above the length of an answer, or off_policy_share.",
+            param="recipe.max_new_tokens",
+        )
     if any(mark in chat_template for mark in REASONING_MARKS):
         yield from _length_findings(measured, lessons)
+
+
+def masked_findings(lessons: Sequence[Lesson], recipe: Recipe) -> Iterator[Finding]:
+    """Right answers that are so short that `skip_first_tokens` leaves nothing of them to learn from."""
+    skip = recipe.skip_first_tokens
+    if plan_of(recipe).loss != "divergence" or not skip:
+        return
+    masked = sum(len(lesson.response) <= skip for lesson in lessons)
+    if masked:
+        yield Finding(
+            code="response_masked",
+            severity="error" if masked == len(lessons) else "warning",
+            message=f"{masked} of {len(lessons)} demonstrations have at most {skip} response tokens, the one "
+            "that ends them included, and the loss leaves the first "
+            f"{skip} out.",
+            why="An answer of that length teaches nothing.",
+            mend="Set skip_first_tokens to 0.",
+            param="recipe.skip_first_tokens",
+        )
 
 
 def _length_findings(measured: Gap, lessons: Sequence[Lesson]) -> Iterator[Finding]:

@@ -160,8 +160,8 @@ class Run:
         rolled_out = time.monotonic()
         rollout_tokens = int(distributed.add_up(self._model.tokens_read - read))
         rate = schedule.learning_rate(self.step)
-        every = self._recipe.kl_to_base_every
-        measure_base = every > 0 and self.step % every == 0 and self._model.has(None)
+        base_every = self._recipe.kl_to_base_every
+        measure_base = base_every > 0 and self.step % base_every == 0 and self._model.has(None)
         sequences = self.material.sequences(batch, samples)
         figures = self._optimizer.step(sequences, rate, measure_base=measure_base)
         ratio = figures.importance
@@ -193,7 +193,8 @@ class Run:
                 eta_seconds=self.seconds / self.step * (schedule.steps - self.step),
             )
         )
-        if self._recipe.early_stop_every and self.step % self._recipe.early_stop_every == 0:
+        every = self._recipe.early_stop_every
+        if every and (self.step % every == 0 or self.step == schedule.steps):
             self._score_holdout()
 
     def _flops(self, figures: StepFigures, rollout_tokens: int) -> float:

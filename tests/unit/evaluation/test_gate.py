@@ -72,6 +72,23 @@ def test_a_mastered_skill_must_stay_mastered(before: int, after: int, outcome: s
     assert taught(ones(before, 20), ones(after, 20))[0] == outcome
 
 
+@pytest.mark.parametrize(
+    ("asked", "before", "after", "outcome"),
+    [
+        (0.5, 12, 10, "block"),
+        (0.6, 12, 8, "block"),
+        (1.0, 20, 0, "block"),
+        (0.5, 19, 18, "pass"),
+        (0.5, 19, 17, "hold"),
+        # What is left to gain is 0.40.
+        (0.5, 12, 20, "pass"),
+        (0.5, 12, 19, "hold"),
+    ],
+)
+def test_a_larger_demand_lets_no_skill_fall(asked: float, before: int, after: int, outcome: str) -> None:
+    assert taught(ones(before, 20), ones(after, 20), GateRules(min_gain=asked))[0] == outcome
+
+
 def test_no_gain_asked_needs_no_proof() -> None:
     assert taught(ones(5, 20), ones(5, 20), GateRules(min_gain=0))[0] == "pass"
     assert taught(ones(5, 20), ones(1, 20), GateRules(min_gain=-1))[0] == "pass"

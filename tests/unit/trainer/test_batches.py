@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from domain.recipe import Recipe
 from trainer.batches import Schedule, learning_rate
@@ -33,6 +34,29 @@ def test_shares_hold_over_the_run() -> None:
     assert sum(off) == 12
     assert set(off) == {1, 2}
     assert all(len(schedule.batch(step).rehearsal) == 4 for step in range(10))
+
+
+@pytest.mark.parametrize(("size", "share", "counts"), [
+    (2, 0.25, [0, 1, 0, 1, 0, 1]),
+    (10, 0.25, [2, 3, 2, 3, 2, 3]),
+    (10, 0.9, [9, 9, 9, 9, 9, 9]),
+    (4, 0.01, [0, 0, 0, 0, 0, 0]),
+])  # fmt: skip
+def test_a_share_of_rehearsal_holds_for_any_batch(size: int, share: float, counts: list[int]) -> None:
+    """And every batch is full, and every lesson comes in its turn."""
+    schedule = Schedule(recipe(batch_size=size, rehearsal_share=share, num_epochs=20), 6, 10)
+    batches = [schedule.batch(step) for step in range(6)]
+    assert [len(batch.rehearsal) for batch in batches] == counts
+    assert {len(batch.on_policy) + len(batch.rehearsal) for batch in batches} == {size}
+    lessons = [lesson for batch in batches for lesson in batch.on_policy]
+    assert Counter(lessons[:6]) == Counter(range(6))
+
+
+def test_a_batch_without_room_for_a_demonstration_is_refused() -> None:
+    for size, share in ((10, 0.95), (20, 0.975), (1, 0.25)):
+        with pytest.raises(ValidationError, match="rehearsal_share leaves no room"):
+            recipe(batch_size=size, rehearsal_share=share)
+    assert Schedule(recipe(batch_size=20, rehearsal_share=0.95, num_epochs=1), 3, 10).steps == 3
 
 
 def test_each_epoch_visits_every_lesson_once_in_its_own_order() -> None:

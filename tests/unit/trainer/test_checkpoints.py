@@ -63,3 +63,14 @@ def test_a_half_written_staging_folder_is_not_a_checkpoint(tmp_path: Path) -> No
 def test_another_jobs_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     save(tmp_path, checkpoint(2, fingerprint="another"))
     assert load_newest(tmp_path, "job") is None
+
+
+def test_what_was_just_written_stays_beside_another_jobs_later_ones(tmp_path: Path) -> None:
+    for step in (70, 80):
+        save(tmp_path, checkpoint(step, "another"))
+    for step in (10, 20):
+        save(tmp_path, checkpoint(step))
+    found = load_newest(tmp_path, "job")
+    assert found is not None
+    assert found.state.step == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000020"]

@@ -9,7 +9,8 @@ from domain.errors import TrainingRefused
 from domain.recipe import Recipe
 from domain.training import SkillToTeach
 from tests.unit.trainer.builders import demonstration
-from trainer.contexts import build_lesson, build_text, chat_tokens, teacher_messages
+from tests.unit.trainer.conftest import TEMPLATE, tiny_tokenizer
+from trainer.contexts import build_lesson, build_text, chat_tokens, end_of_turn, teacher_messages
 from trainer.neighbours import Neighbours
 
 
@@ -134,6 +135,32 @@ def test_nearest_are_the_likest_prompts_the_best_one_last() -> None:
     assert [d.messages[0].content for d in alone] == ["good morning", "where is my card"]
     own = Neighbours(train, recipe).of(train[4])
     assert train[4] not in own
+
+
+def test_a_prompt_without_words_has_neighbours_too() -> None:
+    recipe = Recipe(num_context_demonstrations=2, demonstration_selection="nearest", context="turns")
+    train = [demonstration(prompt, "A") for prompt in ("???", "one two", "two three")]
+    assert len(Neighbours(train, recipe).of(train[0])) == 2
+    [nearest] = Neighbours(train, recipe.model_copy(update={"num_context_demonstrations": 1})).of(train[1])
+    assert nearest.messages[0].content == "two three"
+    alone = Neighbours([demonstration("!", "A"), demonstration("?", "B")], recipe)
+    assert [other.response for other in alone.of(demonstration("!", "A"))] == ["B"]
+
+
+def test_an_answer_ends_as_the_template_ends_it(skill: SkillToTeach) -> None:
+    """Gemma's and Phi-3's end of a turn is not their end of text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    tokenizer.chat_template = TEMPLATE.replace("</s>", "<|end|>")
+    assert end_of_turn(tokenizer) == end
+    lesson = build_lesson(tokenizer, "sort", skill.train[0], [], Recipe())
+    assert lesson.response[-1] == end
+    assert build_text(tokenizer, "sort", skill.train[0]).response[-1] == tokenizer.eos_token_id
+    # A template that ends an answer with an ordinary line break leaves the tokenizer's own.
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
+    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
 
 
 def test_plain_text_for_continued_pretraining(tokenizer: PreTrainedTokenizerFast) -> None:

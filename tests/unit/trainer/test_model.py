@@ -1,6 +1,7 @@
 """Adapters on one base: the product, the parent that is continued, the moving average."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, PretrainedConfig
 
 from domain.errors import TrainingRefused
 from domain.recipe import Recipe
@@ -234,3 +235,29 @@ def test_moving_average_closed_form() -> None:
         update_average(average, student, 0.1)
     expected = [3.0 + 0.9**10 * (1.0 - 3.0), 0.5 + 0.9**10 * (-2.0 - 0.5)]
     assert average["w"].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "capped", "plain"])
+def test_logits_that_are_more_than_a_product_are_refused(
+    base_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """Granite divides them, Gemma 2 caps them: sampled and compared without, they would be others."""
+    shape = {
+        "vocab_size": 258, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    config: PretrainedConfig
+    if kind == "capped":
+        config = Gemma2Config(**shape, head_dim=8, final_logit_softcapping=30.0)
+    else:
+        config = GraniteConfig(**shape, logits_scaling=8.0 if kind == "scaled" else 1.0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for path in base_folder.glob("*token*"):
+        shutil.copy(path, tmp_path)
+    shutil.copy(base_folder / "chat_template.jinja", tmp_path)
+    if kind == "plain":
+        load_model(tmp_path, RECIPE, None)
+        return
+    with pytest.raises(TrainingRefused) as refused:
+        load_model(tmp_path, RECIPE, None)
+    assert refused.value.code == "unsupported_base_model"

@@ -8,12 +8,13 @@ import pytest
 from domain.demonstration import Demonstration, Message
 from domain.errors import TrainingRefused
 from domain.preflight import Finding, PreflightReport
+from domain.skill import ExactGrader
 from domain.training import PreflightLine, TrainerLine, TrainingJob
 from tests.unit.trainer.builders import demonstration
 from trainer.contexts import Lesson
 from trainer.loading import load_model
 from trainer.preflight import control_tokens, refuse
-from trainer.preflight_gap import Answers, Gap, gap_findings
+from trainer.preflight_gap import Answers, Gap, gap_findings, measured_items
 from trainer.run import Run, train
 
 
@@ -193,3 +194,38 @@ def test_a_thinking_model_is_warned_when_its_answers_would_shrink(job: TrainingJ
     assert found(job, short) == []
     alone = Gap(answers(clear[0], 100), None)
     assert "the demonstrations have 20" in found(job, alone, template, method="sft")[0].message
+
+
+def test_answers_that_the_mask_hides_are_told(job: TrainingJob) -> None:
+    """The skill's answers are three letters and an end: four tokens."""
+    assert "response_masked" not in {finding.code for finding in examine(job).findings}
+    assert not [
+        f for f in examine(with_recipe(job, skip_first_tokens=3)).findings if f.code == "response_masked"
+    ]
+    hidden = named(examine(with_recipe(job, skip_first_tokens=4)), "response_masked")
+    assert (hidden.severity, hidden.param) == ("error", "recipe.skip_first_tokens")
+    assert hidden.message.startswith("8 of 8 demonstrations have at most 4 response tokens")
+    longer = with_train(with_recipe(job, skip_first_tokens=4), demonstration("more", "ABAB"))
+    assert named(examine(longer), "response_masked").severity == "warning"
+    supervised = examine(with_recipe(job, skip_first_tokens=4, method="sft"))
+    assert "response_masked" not in {finding.code for finding in supervised.findings}
+
+
+def test_a_model_that_never_ends_its_answers_is_told(job: TrainingJob) -> None:
+    cut = Gap(Answers([0.0] * 16, [6] * 16, [True] * 16), answers([1.0] * 16))
+    (finding,) = found(job, cut)
+    assert (finding.code, finding.severity, finding.param) == (
+        "answers_truncated", "warning", "recipe.max_new_tokens",
+    )  # fmt: skip
+    ended = Gap(Answers([0.0] * 16, [6] * 16, [True] * 15 + [False]), answers([1.0] * 16))
+    assert found(job, ended) == []
+    assert found(job, cut, method="offline_distillation") == []
+
+
+@pytest.mark.parametrize(("held_out", "first", "last"), [(20, 0, 19), (63, 0, 61), (64, 0, 62), (95, 0, 92)])
+def test_measured_items_are_spread_over_all(held_out: int, first: int, last: int) -> None:
+    """32 of 63: the last is 31 * 63 // 32."""
+    lessons = [Lesson("s", demonstration(f"{n}", "A"), [n], [n], 0, [1]) for n in range(held_out)]
+    measured = measured_items([(ExactGrader(), lesson) for lesson in lessons])
+    assert len(measured) == min(32, held_out)
+    assert [measured[0][1].prompt, measured[-1][1].prompt] == [[first], [last]]

@@ -185,6 +185,12 @@ def test_early_stop_keeps_the_weights_of_the_first_best_score(job: TrainingJob, 
             assert torch.equal(tensor, expected[f"student/{inner}"])
 
 
+def test_the_last_weights_are_scored_too(job: TrainingJob) -> None:
+    """8 steps: 8 lessons in 3 epochs at 3 a step."""
+    scores = [line for line in run(with_recipe(job, early_stop_every=5)) if isinstance(line, HoldoutLine)]
+    assert [line.step for line in scores] == [5, 8]
+
+
 def test_kl_to_the_base_is_measured_on_own_samples(job: TrainingJob) -> None:
     """Zero at first, when the student is the base; then above zero, and only every third step."""
     job = with_recipe(job, kl_to_base_every=3, off_policy_share=1.0, num_epochs=2, learning_rate=2e-2)
