@@ -55,7 +55,10 @@ class Recipe(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1, description="of sampling alone; the loss sees every token")
     max_new_tokens: int = Field(default=1024, ge=1)
     rollouts_per_prompt: int = Field(
-        default=1, ge=1, le=64, description="samples on each prompt; batch_size counts prompts"
+        default=1,
+        ge=1,
+        le=64,
+        description="samples on each prompt, which divide its weight in the loss; batch_size counts prompts",
     )
     divergence: Divergence = "forward"
     jsd_beta: float = Field(
@@ -97,7 +100,7 @@ class Recipe(BaseModel):
     )
     skip_first_tokens: int = Field(default=3, ge=0)
     off_policy_share: float = Field(
-        default=0.0, ge=0, le=1, description="share of sequences whose tokens are the demonstration's own"
+        default=0.0, ge=0, le=1, description="share of prompts whose tokens are the demonstration's own"
     )
     rehearsal_share: float = Field(
         default=0.0,

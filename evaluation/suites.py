@@ -4,14 +4,16 @@ Every function takes what is `known` from earlier measurements of the same versi
 rest; known outputs are graded again, so that a changed grader holds for old and new items alike.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from domain.demonstration import Demonstration, Message
-from domain.grading import grade
+from domain.grading import REASONING_END, grade
 from domain.measurement import ItemScore, Likelihood, Measurement, SuiteKind
 from domain.skill import Grader
 from evaluation.benchmarks import LIKELIHOOD, ORDINARY, Benchmark, OrdinaryPrompt, Question
@@ -21,6 +23,8 @@ from evaluation.statistics import wilson
 ORDINARY_TOKENS = 32
 """A leak shows in the first words."""
 MIN_TOKENS, MAX_TOKENS = 32, 1024
+REASONING_TOKENS = 4096
+"""Of a model that reasons before it answers, at most; no more than half of its window either."""
 
 Known = Mapping[str, ItemScore]
 Asked = TypeVar("Asked")
@@ -52,15 +56,28 @@ class HeldOutRow(Protocol):
 class SkillItem:
     item: str
     demonstration: Demonstration
+    reasoning_tokens: int = 0
 
     @property
     def max_tokens(self) -> int:
         """Room for the expert's response (a token is at least a byte), the same for every version."""
-        return min(MAX_TOKENS, max(MIN_TOKENS, len(self.demonstration.response.encode())))
+        room = min(MAX_TOKENS, max(MIN_TOKENS, len(self.demonstration.response.encode())))
+        return self.reasoning_tokens + room
 
 
-def skill_items(rows: Iterable[HeldOutRow]) -> list[SkillItem]:
-    return [SkillItem(row.id, Demonstration.model_validate(row.body)) for row in rows]
+def skill_items(rows: Iterable[HeldOutRow], reasoning_tokens: int = 0) -> list[SkillItem]:
+    """`reasoning_tokens`: room for what stands before the answer."""
+    return [SkillItem(row.id, Demonstration.model_validate(row.body), reasoning_tokens) for row in rows]
+
+
+def reasoning_tokens(base: Path) -> int:
+    """Room for the reasoning of the model in the folder; 0 where its chat template knows of none."""
+    templates = (base / "chat_template.jinja", base / "tokenizer_config.json")
+    if not any(REASONING_END in path.read_text("utf-8") for path in templates if path.exists()):
+        return 0
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    window = config.get("text_config", config).get("max_position_embeddings", 2 * REASONING_TOKENS)
+    return min(REASONING_TOKENS, int(window) // 2)
 
 
 def measure_skill(

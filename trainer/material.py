@@ -101,7 +101,12 @@ class Material:
 
     def _drawn(self, index: int, drawn: PendingSample) -> Training:
         return self._lesson(
-            index, drawn.tokens, truncated=drawn.truncated, fixed=False, logprobs=drawn.logprobs
+            index,
+            drawn.tokens,
+            truncated=drawn.truncated,
+            fixed=False,
+            logprobs=drawn.logprobs,
+            share=1 / self._recipe.rollouts_per_prompt,
         )
 
     def _lesson(
@@ -112,6 +117,7 @@ class Material:
         truncated: bool,
         fixed: bool,
         logprobs: list[float] | None = None,
+        share: float = 1.0,
     ) -> Training:
         lesson = self.lessons[index]
         # A supervised method learns its targets from the first token; what the mask hides is the
@@ -126,6 +132,7 @@ class Material:
             lesson=index if fixed else None,
             mask=loss_mask(response, skip_first=skip, truncated=truncated),
             logprobs=logprobs,
+            share=share,
         )
 
     def _rehearsed(self, index: int, drawn: PendingSample) -> Training:

@@ -71,7 +71,7 @@ class Optimizer:
     ) -> StepFigures:
         """One step of AdamW at `learning_rate` on `sequences`, of which each process works on a share."""
         started, read = time.monotonic(), self._model.tokens_read
-        weights = token_weights([s.mask for s in sequences])
+        weights = token_weights(sequences)
         counted = [pair for pair in zip(sequences, weights, strict=True) if any(pair[0].mask)]
         mine = distributed.share(counted)
         scored = [s for s, _ in mine if s.rehearsal or self._plan.loss == "divergence"]

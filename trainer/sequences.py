@@ -28,6 +28,8 @@ class Training:
     """Response tokens that count in the loss."""
     logprobs: list[float] | None = None
     """Of the response's tokens when the student drew them; None when it did not draw them."""
+    share: float = 1.0
+    """Of its prompt's weight in the loss: several samples on one prompt divide it."""
 
 
 def loss_mask(response: Sequence[int], *, skip_first: int, truncated: bool) -> list[bool]:
@@ -35,13 +37,15 @@ def loss_mask(response: Sequence[int], *, skip_first: int, truncated: bool) -> l
     return [not truncated and place >= skip_first for place in range(len(response))]
 
 
-def token_weights(masks: Sequence[list[bool]]) -> list[list[float]]:
-    """Weights that make a weighted sum the mean over each sequence's tokens, then over sequences.
+def token_weights(sequences: Sequence[Training]) -> list[list[float]]:
+    """Weights that make a weighted sum the mean over each sequence's tokens, then over sequences by `share`.
 
     Sequences without a single unmasked token don't count in the second mean.
     """
-    counted = sum(any(mask) for mask in masks)
-    return [[float(kept) / (sum(mask) * counted) if kept else 0.0 for kept in mask] for mask in masks]
+    counted = sum(one.share for one in sequences if any(one.mask))
+    return [
+        [one.share / (sum(one.mask) * counted) if kept else 0.0 for kept in one.mask] for one in sequences
+    ]
 
 
 class ResponseStates(NamedTuple):

@@ -25,6 +25,7 @@ from evaluation.suites import (
     measure_general,
     measure_ordinary,
     measure_skill,
+    reasoning_tokens,
     skill_items,
 )
 from registry.assistants import get_assistant, get_skill
@@ -75,7 +76,8 @@ class Plan:
     taught_after: list[TaughtSkill]
 
 
-def read_plan(session: Session, brief: Brief) -> Plan:
+def read_plan(session: Session, brief: Brief, reasoning: int) -> Plan:
+    """`reasoning`: tokens of room for what the model writes before an answer."""
     assistant = get_assistant(session, brief.team_id, brief.assistant_id)
     parent = get_version(session, assistant, brief.parent_id)
     before = _taught(session, assistant, [version.update_id for version in lineage(session, parent)])
@@ -83,7 +85,7 @@ def read_plan(session: Session, brief: Brief) -> Plan:
     taught: list[SkillSuite] = []
     earlier: list[SkillSuite] = []
     for skill in after:
-        items = skill_items(holdout_items(session, get_skill(session, assistant, skill.name)))
+        items = skill_items(holdout_items(session, get_skill(session, assistant, skill.name)), reasoning)
         if items:
             (taught if skill.name in brief.skills else earlier).append(SkillSuite(skill, items))
     return Plan(parent, get_version(session, assistant, 0), taught, earlier, before, after)
@@ -119,8 +121,11 @@ class Evaluation:
         brief: Brief,
         settings: Settings,
         journal: Journal,
+        base: Path,
     ) -> None:
+        """`base`: the folder of the assistant's base model."""
         self._reads = reads
+        self._reasoning = reasoning_tokens(base)
         self._claim = claim
         self._brief = brief
         self._journal = journal
@@ -134,7 +139,7 @@ class Evaluation:
         Raises EngineUnavailable, CorruptArtifact, Interrupted.
         """
         with self._reads() as session:
-            plan = read_plan(session, self._brief)
+            plan = read_plan(session, self._brief, self._reasoning)
         suites = [*plan.taught, *plan.earlier]
         mine = f"{self._claim.update_id}-{self._claim.fence}"
         full = self._brief.recipe.version_kind == "full"

@@ -4,6 +4,7 @@ Later claims take the kept one: demonstrations that were accepted in between mus
 checkpoint is resumed into (the trainer ignores checkpoints of another job).
 """
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from domain.demonstration import Demonstration, Message
+from domain.errors import TrainingRefused
+from domain.recipe import Recipe
 from domain.rehearsal import general_prompts
 from domain.skill import Grader
 from domain.training import SkillToTeach, TrainingJob
@@ -20,6 +23,7 @@ from registry.assistants import get_assistant, get_skill
 from registry.demonstrations import holdout_items, taught_prompts
 from registry.updates import demonstrations_of, get_update
 from registry.versions import get_version
+from serving.validation import CONFIG
 from worker.brief import Brief
 
 _GRADER: TypeAdapter[Grader] = TypeAdapter(Grader)
@@ -97,3 +101,19 @@ def rehearsal_prompts(
     if len(taught) > len(general):
         taught = random.Random(seed).sample(taught, len(general))
     return general + taught
+
+
+def check_merged_rank(recipe: Recipe, parent: Path | None, max_rank: int | None) -> None:
+    """Raises TrainingRefused before anything is trained whose adapter, the parent's merged into it, would be
+    above what the inference engine serves."""
+    if max_rank is None or parent is None or recipe.lora_rank == 0 or recipe.parent_adapter != "merge":
+        return
+    before = int(json.loads((parent / CONFIG).read_text(encoding="utf-8"))["r"])
+    if before + recipe.lora_rank > max_rank:
+        raise TrainingRefused(
+            f"recipe.parent_adapter: merging the parent's rank {before} with {recipe.lora_rank} is above the "
+            f"{max_rank} that the inference engine serves (RATCHET_ENGINE_MAX_RANK). Use 'continue', or a "
+            "smaller lora_rank.",
+            param="recipe.parent_adapter",
+            code="rank_not_servable",
+        )

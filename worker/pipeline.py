@@ -40,7 +40,7 @@ from worker import shutdown
 from worker.brief import Brief, read_brief
 from worker.evaluating import Evaluation, Scores, check_candidate
 from worker.evaluation_engines import Engines
-from worker.job import build_job, prepare_job
+from worker.job import build_job, check_merged_rank, prepare_job
 from worker.journal import Journal
 from worker.lease import Interrupted, Lease, Stop
 from worker.leftovers import remove_files, remove_leftovers, remove_unfinished
@@ -190,6 +190,7 @@ class Story:
                 return build_job(session, brief)
 
         start = self._start(brief)
+        check_merged_rank(brief.recipe, start.parent, self._settings.adapter_rank_limit)
         job_file = prepare_job(
             self._folder,
             build,
@@ -220,7 +221,9 @@ class Story:
         else:
             limit = self._settings.adapter_rank_limit
             check_candidate(candidate, self._base(brief), brief.base_model, limit)
-        evaluation = Evaluation(self._reads, self._claim, brief, self._settings, self._journal)
+        evaluation = Evaluation(
+            self._reads, self._claim, brief, self._settings, self._journal, self._base(brief)
+        )
         engines = Engines(
             self._sessions, self._reads, self._claim, brief, self._lease, self._journal, self._settings
         )

@@ -16,7 +16,13 @@ from domain.measurement import ItemScore, Likelihood
 from domain.skill import ExactGrader, RegexGrader
 from evaluation.benchmarks import BUILT_IN, load_general, load_ordinary
 from evaluation.leak import TaughtSkill, format_of, leaks_into
-from evaluation.suites import measure_general, measure_ordinary, measure_skill, skill_items
+from evaluation.suites import (
+    measure_general,
+    measure_ordinary,
+    measure_skill,
+    reasoning_tokens,
+    skill_items,
+)
 
 
 class Scripted:
@@ -96,6 +102,25 @@ def test_room_for_the_answer_is_the_responses_size() -> None:
     [short, long] = skill_items([row(1, "a", "A"), row(2, "b", "é" * 300)])
     assert short.max_tokens == 32
     assert long.max_tokens == 600
+
+
+@pytest.mark.parametrize(
+    ("template", "file", "window", "room"),
+    [
+        ("{{ messages }}", "chat_template.jinja", 32768, 0),
+        ("{{ '<think>' }}{{ m.split('</think>') }}", "chat_template.jinja", 32768, 4096),
+        ("</think>", "tokenizer_config.json", 32768, 4096),
+        ("</think>", "chat_template.jinja", 2048, 1024),
+    ],
+)
+def test_a_model_that_reasons_has_room_for_it_before_its_answer(
+    tmp_path: Path, template: str, file: str, window: int, room: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": window}))
+    (tmp_path / file).write_text(template)
+    assert reasoning_tokens(tmp_path) == room
+    [item] = skill_items([row(1, "a", "A")], room)
+    assert item.max_tokens == room + 32
 
 
 def test_an_error_ends_the_measuring() -> None:

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from domain.demonstration import Message
+from domain.errors import TrainingRefused
 from domain.recipe import Recipe
 from domain.training import TrainingJob
-from worker.job import prepare_job, rehearsal_prompts
+from worker.job import check_merged_rank, prepare_job, rehearsal_prompts
 
 
 def prompts(word: str, count: int) -> list[list[Message]]:
@@ -43,3 +46,17 @@ def test_a_later_claim_asks_the_rollout_server_of_its_own_day(tmp_path: Path) ->
         assert job.rollout_url == url
         fingerprints.append(job.fingerprint())
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_a_merged_adapter_above_the_engines_rank_is_refused_before_it_is_trained(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 12}')
+    merged = Recipe(parent_adapter="merge", lora_rank=4)
+    check_merged_rank(merged, tmp_path, 16)
+    check_merged_rank(merged, tmp_path, None)
+    check_merged_rank(merged, None, 8)
+    check_merged_rank(Recipe(lora_rank=5), tmp_path, 16)
+    with pytest.raises(TrainingRefused, match=r"rank 12 with 5 is above the 16") as refused:
+        check_merged_rank(merged.model_copy(update={"lora_rank": 5}), tmp_path, 16)
+    assert (refused.value.code, refused.value.param) == ("rank_not_servable", "recipe.parent_adapter")
