@@ -85,7 +85,8 @@ class Shadows:
             return
         task = asyncio.create_task(self._ask(one, lease))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # One that is cancelled before its first step never comes to any line of `_ask`.
+        task.add_done_callback(lambda ended: self._ended(ended, one.plan, lease))
 
     def give_way(self) -> None:
         """Somebody waits for a place: break off what is under way."""
@@ -105,20 +106,18 @@ class Shadows:
         except (EngineUnavailable, aiohttp.ClientError) as error:
             logger.warning("shadow %s: %s", lease.engine_model, error)
             self._control.count(one.plan, "shadow", lease, None)
-            lease.release()
             return
-        except BaseException:
-            self._control.dropped(one.plan, lease)
-            lease.release()
-            raise
         latency = time.perf_counter() - started_at
         try:
             await self._compare(one, lease, upstream, latency)
-        except asyncio.CancelledError:
-            self._control.dropped(one.plan, lease)
-            raise
         finally:
             upstream.close()
+
+    def _ended(self, task: asyncio.Task[None], plan: Plan, lease: Lease) -> None:
+        self._tasks.discard(task)
+        lease.release()
+        if task.cancelled():
+            self._control.dropped(plan, lease)
 
     async def _compare(self, one: Mirrored, lease: Lease, upstream: Upstream, latency: float) -> None:
         status = upstream.status
