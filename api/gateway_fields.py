@@ -58,7 +58,9 @@ UNSUPPORTED = frozenset(
 )
 """OpenAI's fields that change the answer in a way that no engine here can: refused, not ignored."""
 MAX_CHOICES = 128
-"""OpenAI's limit too. vLLM's own is 16384 sequences, which keep everybody else waiting."""
+"""Of one prompt; OpenAI's limit too. vLLM's own is 16384 sequences, which keep everybody else waiting."""
+MAX_SEQUENCES = 1024
+"""Of one request, over all of its prompts: four times what vLLM has under way at once by default."""
 
 
 def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: bool) -> dict[str, Any]:
@@ -79,9 +81,7 @@ def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: 
             )
         if name not in allowed and name not in IGNORED:
             raise InvalidInput(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    choices = body.get("n")
-    if isinstance(choices, int) and choices > MAX_CHOICES:
-        raise InvalidInput(f"'n' is {choices}; at most {MAX_CHOICES} choices are given.", param="n")
+    _bound_sequences(body)
     if body.get("echo") and body.get("logprobs") is not None and not scores_prompts:
         raise InvalidInput(
             "'echo' with 'logprobs' is off here: it may end an engine that was not started for it.",
@@ -89,3 +89,27 @@ def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: 
             code="unsupported_parameter",
         )
     return {name: value for name, value in body.items() if name in allowed and value is not None}
+
+
+def _bound_sequences(body: dict[str, Any]) -> None:
+    """Raises InvalidInput naming `n` or `prompt`."""
+    choices = 1 if body.get("n") is None else body["n"]
+    # Engines read "16384" and 16384.0 as numbers, so neither may pass unmeasured.
+    if not isinstance(choices, int) or isinstance(choices, bool):
+        raise InvalidInput("'n' must be a whole number.", param="n")
+    if choices > MAX_CHOICES:
+        raise InvalidInput(f"'n' is {choices}; at most {MAX_CHOICES} choices are given.", param="n")
+    prompts = _prompts(body.get("prompt"))
+    if prompts * choices > MAX_SEQUENCES:
+        raise InvalidInput(
+            f"{prompts} prompts with {choices} choices each are {prompts * choices} sequences; "
+            f"at most {MAX_SEQUENCES} are given.",
+            param="n" if choices > 1 else "prompt",
+        )
+
+
+def _prompts(prompt: Any) -> int:
+    """How many there are: a list of token ids is one."""
+    if not isinstance(prompt, list) or all(isinstance(part, int) for part in prompt):
+        return 1
+    return len(prompt)

@@ -73,3 +73,34 @@ def test_choices_are_bounded() -> None:
     with pytest.raises(InvalidInput, match="at most 128") as refused:
         forwarded({"model": "a", "n": 129}, CHAT_FORWARDED, scores_prompts=True)
     assert refused.value.param == "n"
+
+
+@pytest.mark.parametrize("n", ["16384", 16384.0, 2.0, True, [129], {}])
+def test_a_number_of_choices_in_disguise_is_refused(n: Any) -> None:
+    """Engines would read the first two as 16384."""
+    with pytest.raises(InvalidInput, match="whole number") as refused:
+        forwarded({"model": "a", "n": n}, CHAT_FORWARDED, scores_prompts=True)
+    assert refused.value.param == "n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "param"),
+    [
+        ("x", 128, None),
+        ([7] * 4096, 128, None),  # one prompt of token ids
+        ([[7, 8]] * 8, 128, None),
+        ([[7, 8]] * 9, 128, "n"),
+        (["x"] * 2000, 128, "n"),
+        (["x"] * 1024, None, None),
+        (["x"] * 1025, None, "prompt"),
+    ],
+)
+def test_sequences_are_bounded_over_all_prompts(prompt: Any, n: int | None, param: str | None) -> None:
+    """1024 = 8 * 128."""
+    body = {"model": "a", "prompt": prompt} | ({} if n is None else {"n": n})
+    if param is None:
+        assert forwarded(body, TEXT_FORWARDED, scores_prompts=True) == body
+    else:
+        with pytest.raises(InvalidInput, match="at most 1024") as refused:
+            forwarded(body, TEXT_FORWARDED, scores_prompts=True)
+        assert refused.value.param == param
