@@ -68,9 +68,8 @@ def test_states_phases_and_rules_are_the_products_own() -> None:
         Phase
     )
     assert all(f"`{status.value}`" in concepts for status in Status)
-    rules = dict(re.findall(r"^\| `(m\w+)` \| ([\d.]+) \|", concepts, re.M))
-    defaults = GateRules().model_dump(exclude={"confidence"})
-    assert {name: float(value) for name, value in rules.items()} == defaults
+    rules = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", concepts, re.M))
+    assert {name: float(value) for name, value in rules.items()} == GateRules().model_dump()
 
 
 def test_recipe_fields_in_the_pages_exist() -> None:
