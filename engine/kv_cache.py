@@ -96,9 +96,10 @@ class KvCache:
             last.row = slot.row
 
     def reserve(self, length: int) -> None:
-        """Make room for `length` tokens in every row in use.
+        """Make room for `length` tokens in every row in use. Admission has asked `fits` before.
 
-        Doubles where the budget allows, so that growth token by token copies seldom.
+        Doubles where the budget allows and else takes all of it, so that growth token by token copies
+        seldom.
         """
         rows_needed = len(self._slots)
         length = max(length, *(slot.length for slot in self._slots))
@@ -114,7 +115,7 @@ class KvCache:
         if roomy_rows * roomy_tokens <= self.budget_tokens:
             self._resize(roomy_rows, roomy_tokens)
         else:
-            self._resize(rows_needed, length)
+            self._resize(rows_needed, min(self.max_length, self.budget_tokens // rows_needed))
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each [rows, kv_heads, length, head_dim]."""

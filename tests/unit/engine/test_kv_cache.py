@@ -71,6 +71,37 @@ def test_budget_is_kept_whatever_grows_first(steps: list[tuple[int, int]]) -> No
         assert cache.layer(1)[1].shape[2] >= length
 
 
+def test_growth_token_by_token_copies_seldom_at_the_budget_too() -> None:
+    cache = new_cache(rows=8, length=1024, budget=2048)
+    slots = [cache.add() for _ in range(3)]
+    sizes = [cache.allocated_tokens]
+    for length in range(1, 601):
+        assert cache.fits(3, length)
+        cache.reserve(length)
+        for slot in slots:
+            fill(cache, slot, float(slot.row + 1), length)
+        if cache.allocated_tokens != sizes[-1]:
+            sizes.append(cache.allocated_tokens)
+    # 6 rows of 64, 128 and 256 tokens; 6 of 512 are above the budget, which gives 3 rows 2048 // 3 = 682
+    assert sizes == [0, 6 * 64, 6 * 128, 6 * 256, 3 * 682]
+    assert all(holds(cache, slot, float(slot.row + 1)) for slot in slots)
+
+
+def test_rows_added_at_the_budget_keep_what_is_written() -> None:
+    cache = new_cache(rows=8, length=1024, budget=1024)
+    first = cache.add()
+    cache.reserve(600)
+    fill(cache, first, 1.0, 100)
+    assert cache.allocated_tokens == 1024
+    others = [cache.add() for _ in range(3)]
+    cache.reserve(200)
+    assert cache.allocated_tokens == 4 * 256
+    for value, slot in enumerate(others, start=2):
+        fill(cache, slot, float(value), 200)
+    assert holds(cache, first, 1.0)
+    assert all(holds(cache, slot, float(value)) for value, slot in enumerate(others, start=2))
+
+
 def test_fits() -> None:
     cache = new_cache(rows=8, budget=2048)
     assert cache.fits(8, 256)
