@@ -4,6 +4,7 @@ import time
 from collections.abc import Set
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
@@ -18,7 +19,7 @@ from api.upstream import Upstream, open_upstream, unless_disconnected
 from domain.errors import EngineUnavailable, NotFound
 from domain.version import CHAMPION, ModelName
 from registry import aliases, assistants, versions
-from registry.serving import wanted_version
+from registry.serving import Wanted, wanted_version
 from serving.routes import NOT_ROUTED, Lease
 
 _FAILURES = (502, 503, 504)
@@ -108,7 +109,7 @@ class Call:
                 if error.code != NOT_ROUTED:
                     raise
         if lease is None:
-            number = await run_in_threadpool(self._load, name)
+            number = await self._load(name)
             try:
                 lease = routes.lease(self.team_id, ModelName(name.assistant, None, number), avoid)
             except EngineUnavailable as error:  # gone again in this moment
@@ -117,17 +118,21 @@ class Call:
         self._lease = lease
         return lease
 
-    def _load(self, name: ModelName) -> int:
+    async def _load(self, name: ModelName) -> int:
         """Number of the version that `name` means, once it answers."""
+        wanted = await run_in_threadpool(self._wanted, name)
+        self.assistant = name.assistant
+        # A load may keep its thread for half a minute: all other routes would wait for one of theirs.
+        await to_thread.run_sync(self.context.controller.ensure_loaded, wanted, limiter=self.context.loads)
+        return wanted.number
+
+    def _wanted(self, name: ModelName) -> Wanted:
         with self.context.reads() as session:
             try:
                 number = _number(session, self.team_id, name)
-                wanted = wanted_version(session, self.team_id, name.assistant, number)
+                return wanted_version(session, self.team_id, name.assistant, number)
             except NotFound as error:
                 raise model_not_found(_spelled(name)) from error
-        self.assistant = name.assistant
-        self.context.controller.ensure_loaded(wanted)
-        return number
 
     def ended(self, status: int) -> None:
         """`status` is the reply's, or what it would have been had it not begun."""

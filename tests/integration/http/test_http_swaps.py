@@ -1,7 +1,9 @@
 """What clients see while versions change: publish, promotion, rollback, loading on demand, lost adapters."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -18,6 +20,13 @@ from tests.integration.http.stack import ASK, CHAT, Stack, answer, contents, run
 def stack(settings: Settings, base_folder: Path) -> Iterator[Stack]:
     with running(settings, base_folder) as one:
         yield one
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
 
 
 def test_a_swap_leaves_running_requests_where_they_started(stack: Stack) -> None:
@@ -101,6 +110,21 @@ def test_a_version_without_an_alias_is_loaded_on_demand(stack: Stack) -> None:
     assert (reply.headers["x-model-version"], reply.json()["model"]) == ("v1", "support@v1")
     [adapter] = stack.engine.adapters
     assert reply.json()["choices"][0]["message"]["content"] == answer(adapter)
+
+
+def test_loads_that_wait_for_an_engine_keep_nothing_else_waiting(stack: Stack) -> None:
+    """More of them than there are threads for the other routes, of which there are 40."""
+    publish(stack.context, "support", outcome="hold")
+    [replica] = stack.context.controller._fleet.replicas.values()
+    ask = {**ASK, "model": "support@v1"}
+    with httpx.Client(base_url=stack.url, timeout=60) as client, ThreadPoolExecutor(48) as pool:
+        with replica.lock:  # a load is under way
+            asking = [pool.submit(client.post, CHAT, json=ask) for _ in range(48)]
+            until(lambda: stack.context.admission.under_way == 48)
+            assert stack.client.get("/healthz", timeout=8).status_code == 200
+            assert stack.client.get("/v1/assistants/support", timeout=8).json()["champion"] == "v0"
+        replies = [one.result() for one in asking]
+    assert {(reply.status_code, reply.headers["x-model-version"]) for reply in replies} == {(200, "v1")}
 
 
 def test_an_engine_that_lost_its_adapters_gets_them_back(stack: Stack) -> None:
