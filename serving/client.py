@@ -95,8 +95,11 @@ class EngineClient:
         body |= self._probe_fields
         response = self._send("POST", "/v1/completions", body, ADMIN_SECONDS)
         reply = self._json(response, f"probe '{model}'")
-        [likeliest] = reply["choices"][0]["logprobs"]["top_logprobs"] or [{}]
-        values = sorted((value for value in likeliest.values() if value is not None), reverse=True)
+        try:
+            [likeliest] = reply["choices"][0]["logprobs"]["top_logprobs"] or [{}]
+            values = sorted((float(value) for value in likeliest.values() if value is not None), reverse=True)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._refused(f"probe '{model}'", "the reply has no logprobs") from error
         if not values or not all(map(math.isfinite, values)):
             raise self._refused(f"probe '{model}'", f"logprobs {likeliest} are not finite")
         return tuple(values)
@@ -120,7 +123,11 @@ class EngineClient:
     def models(self) -> set[str]:
         """Names that the engine answers to: the base's and every loaded adapter's."""
         response = self._send("GET", "/v1/models", None, QUICK_SECONDS)
-        return {str(model["id"]) for model in self._json(response, "list models")["data"]}
+        reply = self._json(response, "list models")
+        try:
+            return {str(model["id"]) for model in reply["data"]}
+        except (KeyError, TypeError) as error:
+            raise self._refused("list models", "the reply is no list of models") from error
 
     def healthy(self) -> bool:
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from domain.errors import CorruptArtifact, EngineUnavailable, RatchetError
+from domain.errors import EngineUnavailable, RatchetError
 from serving.demands import Demands
 from serving.fleet import Fleet
 from serving.recorder import Record, Recorder
@@ -171,6 +171,7 @@ class SwapController:
 
     def _work(self, replica: Replica) -> None:
         """One round on one replica."""
+        broke = False
         try:
             with replica.lock:
                 present = self._present(replica)
@@ -180,11 +181,13 @@ class SwapController:
         except EngineUnavailable as error:
             logger.debug("round on %s ended: %s", replica.url, error.message)
         except Exception:
+            # A defect of ours, or an engine that answers nonsense: the next round, in its time, tries again.
+            broke = True
             logger.exception("a round on %s failed; the next one tries again", replica.url)
         finally:
             with self._fleet.changed:
                 self._busy.discard(replica)
-                behind = self._fleet.behind(replica)
+                behind = not broke and self._fleet.behind(replica)
                 self._fleet.changed.notify_all()
             self._recorder.tell_changes()
             if behind:  # a nudge came while this round was on its way
@@ -233,9 +236,10 @@ class SwapController:
                 if name not in present:
                     self._slots.make_room(replica, present)
                 replica.bring_up(wanted, present, self._files)
-            except (RatchetError, OSError) as error:
-                problem = error if isinstance(error, RatchetError) else CorruptArtifact(str(error))
+            except Exception as error:
+                # Whatever it is (the ledger away, a reply or a file of a kind never seen), it is a setback of
+                # this version on this engine, and waits like any other; those after it have their turn.
                 with self._fleet.lock:
-                    replica.failed(name, problem)
+                    problem = replica.failed(name, error)
                 raise problem from error
         self._fleet.acknowledge(replica, wanted)

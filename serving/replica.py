@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from domain.errors import EngineUnavailable, RatchetError
+from domain.errors import CorruptArtifact, EngineUnavailable, RatchetError
 from domain.version import VersionKind
 from serving.client import EngineClient
 from serving.routes import Endpoint
@@ -160,9 +160,9 @@ class Replica:
                     "it does not apply the adapter.",
                     code="engine_refused",
                 )
-        except EngineUnavailable:
+        except Exception:
             if wanted.kind == "adapter":
-                # The next attempt shall start from verified files again.
+                # The next attempt shall start from verified files again, whatever this one ended with.
                 with contextlib.suppress(EngineUnavailable):
                     self.client.unload(name)
             raise
@@ -188,15 +188,40 @@ class Replica:
             self._base = self.client.probe(self.model_name)
         return self._base
 
-    def failed(self, name: str, error: RatchetError) -> None:
-        """Remember it, and when to try again: 1 s, 2 s, 4 s ... up to a minute. A slot may be free sooner."""
-        before = self.failures.get(name)
-        times = before.times + 1 if before is not None and error.code != NO_SLOT else 1
+    def failed(self, name: str, error: Exception) -> RatchetError:
+        """Remember it, and when to try again: 1 s, 2 s, 4 s ... up to a minute. A slot may be free sooner.
+
+        Returns the error as people are told of it; one that nobody foresaw is logged with its traceback, once
+        in a row.
+        """
+        before, problem = self.failures.get(name), _told(error)
+        times = before.times + 1 if before is not None and problem.code != NO_SLOT else 1
         delay = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** (times - 1))
-        self.failures[name] = Failure(error, times, time.monotonic() + delay)
-        logger.warning("%s on %s: %s; next attempt in %.0f s", name, self.url, error.message, delay)
+        self.failures[name] = Failure(problem, times, time.monotonic() + delay)
+        repeated = before is not None and before.error.message == problem.message
+        unforeseen = not isinstance(error, (RatchetError, OSError)) and not repeated
+        logger.warning(
+            "%s on %s: %s; next attempt in %.0f s",
+            name,
+            self.url,
+            problem.message,
+            delay,
+            exc_info=error if unforeseen else None,
+        )
+        return problem
 
     def waiting(self, name: str) -> RatchetError | None:
         """The last error while it is too early to try again."""
         failure = self.failures.get(name)
         return failure.error if failure is not None and failure.retry_at > time.monotonic() else None
+
+
+def _told(error: Exception) -> RatchetError:
+    if isinstance(error, RatchetError):
+        return error
+    if isinstance(error, OSError):
+        return CorruptArtifact(str(error))
+    # Not its words, which may hold statements and addresses.
+    return EngineUnavailable(
+        f"The version could not be brought up ({type(error).__name__}); the API's log has the cause."
+    )

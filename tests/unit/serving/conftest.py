@@ -58,6 +58,8 @@ class EngineServer:
         self.refuse: dict[str, tuple[int, str]] = {}
         """Adapter name prefix -> status and words of the refusal."""
         self.bad_probe: set[str] = set()
+        self.no_logprobs: set[str] = set()
+        """Models whose replies have `"logprobs": null`."""
         self.ignored: set[str] = set()
         """Adapters that are listed and change nothing; the others change every logprob of a sampled token."""
         self.bos = False
@@ -211,7 +213,8 @@ class EngineServer:
             ]
             shown = ["\ufffd" * len(token) for token in tokens] if self.garbled else tokens
             logprobs = {"tokens": shown, "token_logprobs": values, "top_logprobs": top}
-            choices.append({"index": index, "text": "".join(tokens), "logprobs": logprobs})
+            told = None if body["model"] in self.no_logprobs else logprobs
+            choices.append({"index": index, "text": "".join(tokens), "logprobs": told})
         return {"choices": choices[::-1], "usage": {"prompt_tokens": total}}
 
 

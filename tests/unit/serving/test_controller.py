@@ -69,6 +69,8 @@ class Ledger:
         """Version ids whose files may not go, and how often that is so."""
         self.demanded: list[Sequence[str]] = []
         self.problems: dict[str, str] = {}
+        self.unforeseen: dict[str, Exception] = {}
+        """Version id -> what looking for its files ends with."""
         self.away = False
 
     def version(self, number: int, **adapter: Any) -> Version:
@@ -99,6 +101,8 @@ class Ledger:
         with self.changed:
             self.verified.append(version_id)
             self.changed.notify_all()
+        if version_id in self.unforeseen:
+            raise self.unforeseen[version_id]
         folder = self.root / version_id
         if not (folder / "adapter_model.safetensors").is_file():
             raise CorruptArtifact(f"{version_id}: adapter_model.safetensors is missing.")
@@ -152,6 +156,7 @@ class Stand:
         self.config = config
         self.max_rank: int | None = None
         self.slots = 64
+        self.poll_seconds = 0.05
         self.routes = RouteTable()
         ledger.replicas = [Replica(engine.url) for engine in engines]
         self._stack = ExitStack()
@@ -176,7 +181,7 @@ class Stand:
                 routes=self.routes,
                 max_rank=self.max_rank,
                 slots=self.slots,
-                poll_seconds=0.05,
+                poll_seconds=self.poll_seconds,
                 idle_seconds=idle_seconds,
             )
         )
@@ -353,6 +358,60 @@ def test_a_refused_load_is_retried_later_and_then_serves(stand: Stand) -> None:
     stand.engine.refuse.clear()
     assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
     assert stand.ledger.wait_recorded(lambda version, _: version == "ver_1") == ("ver_1", None)
+
+
+def test_a_version_that_ends_with_an_unforeseen_error_waits_and_holds_up_no_other(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.replica.FIRST_RETRY_SECONDS", 0.2)
+    v1, v2 = stand.ledger.version(1), stand.ledger.version(2)
+    stand.ledger.unforeseen["ver_1"] = ZeroDivisionError("secret words")
+    stand.start_on_base()
+    stand.ledger.point(v1)
+    assert stand.serve(v2, "canary")
+    version, error = stand.ledger.wait_recorded(lambda _, error: error is not None)
+    told = "The version could not be brought up (ZeroDivisionError); the API's log has the cause."
+    assert (version, error) == ("ver_0", told)
+    with pytest.raises(EngineUnavailable, match="ZeroDivisionError"):
+        stand.controller.ensure_loaded(v1)
+    settle(lambda: stand.ledger.verified.count("ver_1") == 2)
+    settle(lambda: caplog.text.count("ZeroDivisionError); the API's log") == 2)
+    assert caplog.text.count("Traceback") == caplog.text.count("secret words") == 1
+    del stand.ledger.unforeseen["ver_1"]
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+
+
+def test_an_engine_whose_replies_make_no_sense_is_left_in_peace(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.replica.FIRST_RETRY_SECONDS", 60.0)
+    v1 = stand.ledger.version(1)
+    stand.engine.no_logprobs.add(v1.served_name)
+    stand.start_on_base()
+    assert not stand.serve(v1, seconds=0.3)
+    _, error = stand.ledger.wait_recorded(lambda _, error: error is not None)
+    assert "the reply has no logprobs" in (error or "")
+    assert stand.engine.count("completions", v1.served_name) == 1
+    assert stand.engine.adapters == {}
+
+
+def test_a_round_that_breaks_is_repeated_in_its_time_only(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something is always to be loaded, and no attempt comes as far as being remembered."""
+    rounds = threading.Semaphore(0)
+
+    def broken(*_: Any) -> None:
+        rounds.release()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("serving.controller.SwapController._load_missing", broken)
+    stand.poll_seconds = 60.0
+    stand.start()
+    assert rounds.acquire(timeout=10)
+    assert not rounds.acquire(timeout=1)
+    stand.controller.nudge()
+    assert rounds.acquire(timeout=10)
 
 
 def test_attempts_become_rarer(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
