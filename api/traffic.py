@@ -127,17 +127,21 @@ class TrafficControl:
         champion = self._route(plan, CHAMPION)
         if limits is None or canary is None or champion is None:
             return
-        mine, others = self._seen(plan, canary, limits), self._seen(plan, champion, limits)
-        breach = judge(limits, mine, others)
+        now, seconds = time.monotonic(), limits.window_seconds
+        windows = [
+            self._windows.get((plan.assistant_id, one.version_id), Window()) for one in (canary, champion)
+        ]
+        mine, others = (window.seen(now, seconds) for window in windows)
+        common = max(window.reaches_back_to(now, seconds) for window in windows)
+        together = mine, others
+        if common > now - seconds:
+            together = windows[0].seen_since(common), windows[1].seen_since(common)
+        breach = judge(limits, mine, others, together)
         if breach is None:
             return
-        rollback = _rollback(breach, limits, (canary, mine), (champion, others))
+        rollback = _rollback(breach, limits, (canary, together[0]), (champion, together[1]))
         self._stopped[plan.assistant_id] = Verdict(plan, rollback)
         self._metrics.canary_rollbacks.labels(plan.assistant_name, breach.rule).inc()
-
-    def _seen(self, plan: Plan, route: Route, limits: Canary) -> Seen:
-        window = self._windows.get((plan.assistant_id, route.version_id))
-        return Seen(0, 0, ()) if window is None else window.seen(time.monotonic(), limits.window_seconds)
 
     def _canary_route(self, plan: Plan) -> Route | None:
         """None as well when the canary was stopped, or is what the champion is."""

@@ -11,7 +11,7 @@ Statistics, 3.2).
 import hashlib
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from domain.traffic import MOST_REQUESTS, Canary, Rule
@@ -65,22 +65,41 @@ class Window:
     def seen(self, now: float, seconds: float) -> Seen:
         while self._requests and self._requests[0][0] < now - seconds:
             self._requests.popleft()
-        latencies = sorted(latency for _, latency in self._requests if latency is not None)
-        return Seen(len(self._requests), len(self._requests) - len(latencies), latencies)
+        return _seen(self._requests)
+
+    def reaches_back_to(self, now: float, seconds: float) -> float:
+        """Since when it holds every request."""
+        full = len(self._requests) == MOST_REQUESTS
+        return max(now - seconds, self._requests[0][0]) if full else now - seconds
+
+    def seen_since(self, when: float) -> Seen:
+        return _seen([request for request in self._requests if request[0] >= when])
 
 
-def judge(limits: Canary, canary: Seen, champion: Seen) -> Breach | None:
+def _seen(requests: Collection[tuple[float, float | None]]) -> Seen:
+    latencies = sorted(latency for _, latency in requests if latency is not None)
+    return Seen(len(requests), len(requests) - len(latencies), latencies)
+
+
+def judge(
+    limits: Canary, canary: Seen, champion: Seen, together: tuple[Seen, Seen] | None = None
+) -> Breach | None:
     """Why the canary must go, or None: it does well, or nothing can be said yet.
 
     Its error rate must be above the limit beyond doubt, and above the champion's where that has enough
-    requests to compare: an engine that fails both is no fault of the canary's.
+    requests to compare: an engine that fails both is no fault of the canary's. `together` is what was seen of
+    the two in the time that both windows cover, where that is less than the whole of either; only this is
+    compared, since an outage that one window remembers and the other does not says nothing about versions.
     """
     if canary.requests < limits.min_requests:
         return None
     comparable = champion.requests >= limits.min_requests
+    mine, others = together or (canary, champion)
     low, _ = wilson_bounds(canary.errors, canary.requests)
-    if low > limits.max_error_rate and (not comparable or difference_low(canary, champion) > 0):
-        against = f"; the champion {champion.errors} of {champion.requests}" if comparable else ""
+    if low > limits.max_error_rate and (not comparable or difference_low(mine, others) > 0):
+        against = f"; the champion {others.errors} of {others.requests}" if comparable else ""
+        if against and mine.requests < canary.requests:
+            against = f", {mine.errors} of the last {mine.requests}{against} in that time"
         return Breach(
             "error_rate",
             f"it failed {canary.errors} of {canary.requests} requests, surely more than "
@@ -89,7 +108,7 @@ def judge(limits: Canary, canary: Seen, champion: Seen) -> Breach | None:
     if not comparable or len(canary.latencies) < limits.min_requests:
         return None
     for rule, q in (("latency_p50", 0.5), ("latency_p95", 0.95)):
-        least, most = quantile_low(canary.latencies, q), quantile_high(champion.latencies, q)
+        least, most = quantile_low(mine.latencies, q), quantile_high(others.latencies, q)
         if least is not None and most is not None and least > limits.max_latency_ratio * most:
             return Breach(
                 "latency_p50" if rule == "latency_p50" else "latency_p95",
@@ -110,7 +129,9 @@ def wilson_bounds(successes: int, n: int) -> tuple[float, float]:
 
 
 def difference_low(canary: Seen, champion: Seen) -> float:
-    """Lower bound of the canary's error rate less the champion's."""
+    """Lower bound of the canary's error rate less the champion's; -1 where one of them had no request."""
+    if not canary.requests or not champion.requests:
+        return -1.0
     mine, other = canary.errors / canary.requests, champion.errors / champion.requests
     low, _ = wilson_bounds(canary.errors, canary.requests)
     _, high = wilson_bounds(champion.errors, champion.requests)

@@ -1,11 +1,14 @@
 """Who answers, decided in memory, and what is remembered of it."""
 
 import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from api import traffic
 from api.metrics import Metrics
 from api.traffic import Side, TrafficControl
 from api.traffic_keeper import TrafficKeeper
@@ -85,6 +88,67 @@ def test_a_slow_canary_is_stopped_at_the_next_look_and_stays_so_until_settled() 
     made.settled(verdict)
     made.judge_all()
     assert roles(made) == {"champion"}, "still on, still slow: stopped again"
+
+
+def drive(
+    made: TrafficControl,
+    mine: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+    champion_fails: Callable[[int], bool],
+    canary_fails: Callable[[int], bool],
+    canary_every: int,
+) -> int | None:
+    """The second in which the canary is stopped, if it is: beside a champion of 100 requests a second one of
+    the canary's comes after every `canary_every` of those."""
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(traffic, "time", clock)
+    made.plans = {KEY: mine}
+    with lease(made, "champion") as champion, lease(made, "canary") as canary:
+        for tick in range(seconds * 100):
+            now = tick / 100
+            second = tick // 100
+            made.record(Side(mine, "champion", "champion"), champion, None if champion_fails(second) else 0.1)
+            if tick % canary_every == 0:
+                made.record(Side(mine, "canary", "canary"), canary, None if canary_fails(second) else 0.1)
+            if tick % 100 == 0:
+                made.judge_all()
+            if made.unsettled():
+                return second
+    return None
+
+
+def test_an_outage_that_a_busy_champions_window_has_forgotten_is_not_held_against_the_canary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both fail for 30 s. 4096 requests of the champion's are 41 s, and the canary's window is 300 s."""
+    made, mine = control(), plan(canary=Canary(percent=5))
+
+    def down(second: int) -> bool:
+        return 100 <= second < 130
+
+    assert drive(made, mine, monkeypatch, 300, down, down, canary_every=20) is None
+
+
+def test_a_rare_canary_beside_a_busy_champion_is_stopped_when_it_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One request a second: 41 of them in the time that the champion's window covers, fewer than the 50 that
+    the canary must have in its own."""
+    made, mine = control(), plan(canary=Canary(percent=1))
+
+    def never(_: int) -> bool:
+        return False
+
+    stopped = drive(made, mine, monkeypatch, 150, never, lambda second: second >= 100, canary_every=100)
+    assert stopped == 115, "16 of 116 failed: the lower bound is 5.4%; it is 4.95% for 15 of 115"
+    [verdict] = made.unsettled()
+    assert (verdict.rollback.champion.requests, verdict.rollback.champion.errors) == (4096, 0)
+    assert (verdict.rollback.canary.requests, verdict.rollback.canary.errors) == (41, 16)
+    assert verdict.rollback.reason.endswith(
+        "it failed 16 of 116 requests, surely more than 5.0%, 16 of the last 41; "
+        "the champion 0 of 4096 in that time"
+    )
 
 
 def test_figures_are_taken_once_and_come_back_when_they_could_not_be_written() -> None:
