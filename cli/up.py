@@ -14,7 +14,7 @@ from cli.errors import CliError
 from cli.home import HomeLock, socket_path
 from cli.supervisor import Child, StopRequest, Supervisor, say
 from domain.settings import Settings
-from registry.session import upgrade
+from registry.session import LedgerError, upgrade
 
 START_SECONDS = 1800.0
 """Upper bound of a first start, which may download and convert a base model."""
@@ -67,7 +67,11 @@ class Stack:
 
     def stop(self) -> None:
         self._supervisor.stop(lambda: self._stopping.hurry)
-        self._engines.forget_replicas()
+        try:
+            self._engines.forget_replicas()
+        except LedgerError as error:
+            # The next start forgets them before anything else.
+            say("supervisor", f"the ledger is away, the engines stay registered: {error.__class__.__name__}")
 
     def _await(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -11,7 +11,7 @@ from alembic.config import Config
 from psycopg import Connection as PostgresqlConnection
 from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, Engine, Float, create_engine, event, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -20,6 +20,10 @@ from sqlalchemy.sql.functions import FunctionElement
 SQLITE_BUSY_MS = 30_000
 POSTGRESQL_IDLE_MS = 60_000
 _READING = "ratchet_reading"
+
+LedgerError = SQLAlchemyError
+"""Base of what a session raises that cannot do its work: the database is away or restarts, its disk is full,
+its lock held for too long."""
 
 
 class clock(FunctionElement[float]):

@@ -8,18 +8,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from cli import components
 from cli.components import Engine
 from cli.engines import Engines
-from cli.supervisor import Supervisor
+from cli.supervisor import StopRequest, Supervisor
+from cli.up import Stack, bind
 from domain.settings import Settings
 from domain.version import WholeModel
 from registry import aliases, engines, serving
 from registry.session import upgrade
 from registry.tables import Assistant, Version
 from tests.browser.tiny_model import write_base
+from tests.conftest_databases import NewDatabase
 from tests.unit.registry.steps import Ledger, lines
 
 SERVER = """
@@ -38,14 +42,15 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 class World:
-    def __init__(self, home: Path, max_engines: int) -> None:
+    def __init__(self, home: Path, max_engines: int = 4, url: str | None = None) -> None:
         self.home = home
-        url = f"sqlite:///{home / 'ratchet.db'}"
-        upgrade(url)
+        if url is None:
+            url = f"sqlite:///{home / 'ratchet.db'}"
+            upgrade(url)
         self.ledger = Ledger(url)
         self.supervisor = Supervisor(home / "logs")
-        settings = Settings(home=home, max_engines=max_engines)
-        self.engines = Engines(settings, self.supervisor)
+        self.settings = Settings(home=home, max_engines=max_engines, database_url=url)
+        self.engines = Engines(self.settings, self.supervisor)
 
     def full_version(self) -> tuple[Assistant, Version]:
         """v1 of a new assistant on the base model `tiny`; it is champion."""
@@ -72,6 +77,10 @@ class World:
         with self.ledger.begin() as session:
             return {replica.base_model: replica.url for replica in serving.replicas(session)}
 
+    def urls(self) -> list[str]:
+        with self.ledger.begin() as session:
+            return [replica.url for replica in serving.replicas(session)]
+
     def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
@@ -79,9 +88,14 @@ class World:
             self.engines.watch(self.supervisor.poll())
             time.sleep(0.05)
 
+    def process(self, runs: str) -> subprocess.Popen[bytes]:
+        _, child = self.engines._running[runs]
+        assert child.process is not None
+        return child.process
+
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[World]:
+def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(engine: Engine) -> list[str]:
         port = components.free_port()
         engine.url = f"http://127.0.0.1:{port}"
@@ -89,10 +103,37 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
     monkeypatch.setattr(Engine, "_command", command)
     monkeypatch.setattr("cli.engines.WATCH_SECONDS", 0.05)
+
+
+@pytest.fixture
+def world(tmp_path: Path, small_engines: None, request: pytest.FixtureRequest) -> Iterator[World]:
     made = World(tmp_path, getattr(request, "param", 4))
     yield made
     made.supervisor.stop(lambda: True)
     made.ledger.engine.dispose()
+
+
+class Outage:
+    """PostgreSQL takes no connection to this database and has ended those that there were."""
+
+    def __init__(self, server_url: str, url: str) -> None:
+        self._server_url = server_url.replace("+psycopg", "")
+        self._name = make_url(url).database
+
+    def _allow(self, allowed: bool) -> None:
+        with psycopg.connect(self._server_url, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS {allowed}")
+            if not allowed:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s",
+                    [self._name],
+                )
+
+    def __enter__(self) -> None:
+        self._allow(False)
+
+    def __exit__(self, *_: object) -> None:
+        self._allow(True)
 
 
 def answers(url: str) -> bool:
@@ -133,6 +174,53 @@ def test_one_that_is_killed_is_no_replica_until_it_answers_again(world: World) -
     assert world.replicas()[full.id] != first
     with world.ledger.begin() as session:
         assert engines.problem(session, full.id) is None
+
+
+def test_an_outage_of_the_ledger_ends_nothing_and_what_ended_meanwhile_is_noted(
+    tmp_path: Path,
+    small_engines: None,
+    postgres_url: str,
+    new_postgresql: NewDatabase,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    url = new_postgresql(True)
+    world = World(tmp_path, url=url)
+    try:
+        _, full = world.full_version()
+        world.engines.start_base("tiny")
+        world.until(lambda: set(world.replicas()) == {"tiny", full.id})
+        before = world.replicas()
+        base = world.process("tiny")
+        with Outage(postgres_url, url):
+            world.process(full.id).kill()
+            # Through several looks at the ledger, and until the engine runs again elsewhere.
+            world.until(lambda: world.process(full.id).poll() is not None)
+            world.until(lambda: world.process(full.id).poll() is None)
+            world.until(lambda: answers(world.engines._running[full.id][0].url))
+        world.until(lambda: world.replicas().get(full.id) not in (None, before[full.id]))
+        assert world.replicas()["tiny"] == before["tiny"]
+        assert len(world.urls()) == 2
+        assert base.poll() is None
+        told = capfd.readouterr().err
+        assert told.count("the ledger is away") == told.count("the ledger answers again") == 1
+    finally:
+        world.supervisor.stop(lambda: True)
+        world.ledger.engine.dispose()
+
+
+def test_a_stack_stops_to_its_end_while_the_ledger_is_away(
+    tmp_path: Path, small_engines: None, postgres_url: str, new_postgresql: NewDatabase
+) -> None:
+    url = new_postgresql(True)
+    settings = Settings(home=tmp_path, database_url=url)
+    with bind(0) as listener:
+        stack = Stack(settings, listener, StopRequest())
+        stack._engines.start_base("tiny")
+        _, child = stack._engines._running["tiny"]
+        assert child.alive
+        with Outage(postgres_url, url):
+            stack.stop()
+    assert not child.alive
 
 
 @pytest.mark.parametrize("world", [1], indirect=True)
