@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.errors import error_body, error_response, status_of
+from api.stream_errors import ERROR_EVENTS
 from api.upstream import Upstream, unless_disconnected
 from domain.errors import EngineUnavailable, Overloaded
 
@@ -19,7 +20,6 @@ CLIENT_CLOSED_REQUEST = 499
 """Seen by no client: the status under which a request that its client gave up is counted."""
 _UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Proxies on the way pass each event on as it comes."""
-ERROR_EVENTS = (b'data: {"error"', b'data:{"error"')
 
 
 class EngineStream(StreamingResponse):

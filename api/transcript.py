@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from api.engine_replies import ERROR_EVENTS, rewrite_reply
+from api.engine_replies import rewrite_reply
+from api.stream_errors import ERROR_EVENTS
 from api.upstream import Upstream
 from domain.errors import EngineUnavailable
 

@@ -12,6 +12,7 @@ import anyio
 from starlette.types import Receive
 from yarl import URL
 
+from api.stream_errors import Refusal, is_cut_short
 from domain.errors import EngineTimeout, EngineUnavailable
 from domain.settings import Settings
 from serving.client import KEEP_ALIVE_SECONDS
@@ -53,14 +54,16 @@ class Upstream:
     patience: Patience
     first: bytes
     """Of a stream; empty for a whole reply, of which the head is there."""
+    refusal: Refusal | None = None
+    """What a stream held that began with an error."""
 
     @property
     def status(self) -> int:
-        return self.response.status
+        return self.response.status if self.refusal is None else self.refusal.status
 
     @property
     def succeeded(self) -> bool:
-        return _succeeded(self.response)
+        return _succeeded(self.status)
 
     @property
     def retry_after(self) -> float | None:
@@ -70,6 +73,8 @@ class Upstream:
 
     async def read(self) -> bytes:
         """A whole reply's body. Raises EngineTimeout, EngineUnavailable."""
+        if self.refusal is not None:
+            return self.refusal.body
         try:
             async with asyncio.timeout(self.patience.between_bytes):
                 return self.first + await self.response.content.read()
@@ -177,6 +182,8 @@ async def attempt(
 ) -> Upstream:
     """Send the request once, and wait until a reply begins, whatever its status; `lease` stays held.
 
+    An engine that streams sends its status before it is at work on the request: an error in place of the
+    first words counts as that error's status.
     Raises EngineTimeout, aiohttp.ClientError.
     """
     body = {**payload, "model": lease.engine_model}
@@ -196,11 +203,14 @@ async def attempt(
                 allow_redirects=False,
             )
             first = b""
-            if streamed and _succeeded(response):
+            if streamed and _succeeded(response.status):
                 first = await response.content.readany()
                 if not first:
                     raise aiohttp.ServerDisconnectedError("the stream ended before it began")
-        return Upstream(lease, response, patience, first)
+                while is_cut_short(first) and (more := await response.content.readany()):
+                    first += more
+        refusal = Refusal.from_start(first)
+        return Upstream(lease, response, patience, first, refusal)
     except BaseException as error:
         if response is not None:
             response.close()
@@ -210,8 +220,8 @@ async def attempt(
         raise
 
 
-def _succeeded(response: aiohttp.ClientResponse) -> bool:
-    return 200 <= response.status < 300
+def _succeeded(status: int) -> bool:
+    return 200 <= status < 300
 
 
 def _silent(seconds: float) -> EngineTimeout:

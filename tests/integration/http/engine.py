@@ -39,6 +39,8 @@ class Engine:
         """Completions, from now on, that end by a broken connection after their first word."""
         self.empty = 0
         """Streams, from now on, that end before they begin."""
+        self.error: dict[str, Any] | None = None
+        """What streams hold in place of words."""
         self.abandoned = threading.Event()
         """A client went away before its completion was whole."""
         self.app = FastAPI()
@@ -131,6 +133,9 @@ class Engine:
     async def _events(self, model: str) -> AsyncIterator[str]:
         if self.empty:
             self.empty -= 1
+            return
+        if self.error is not None:
+            yield f"data: {json.dumps({'error': self.error})}\n\ndata: [DONE]\n\n"
             return
         try:
             for number, word in enumerate(WORDS):

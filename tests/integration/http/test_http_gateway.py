@@ -38,7 +38,7 @@ def stack(one_stack: Stack) -> Stack:
     engine = one_stack.engine
     engine.requests.clear()
     engine.abandoned.clear()
-    engine.refuse, engine.break_off = None, 0
+    engine.refuse, engine.break_off, engine.error = None, 0, None
     engine.gate.set()
     return one_stack
 
@@ -192,6 +192,28 @@ def test_a_stream_without_a_byte_has_not_begun(stack: Stack, empty: int, status:
         assert reply.status_code == status
         reply.read()
     assert len(stack.engine.requests) == 2
+    stack.await_no_leases()
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "told", "times"),
+    [
+        (503, 503, "engine_unavailable", 2),
+        (500, 502, "engine_error", 1),
+        (400, 400, None, 1),
+        ("no number", 502, "engine_error", 1),
+    ],
+)
+def test_a_stream_that_begins_with_an_error_has_not_begun(
+    stack: Stack, code: int | str, status: int, told: str | None, times: int
+) -> None:
+    stack.engine.error = {"message": "tiny-base cannot", "type": "x", "param": None, "code": code}
+    with stack.stream() as reply:
+        reply.read()
+        error = refused(reply, status, param=None, code=told)
+    if status == 400:
+        assert error["message"] == "support cannot"
+    assert len(stack.engine.requests) == times
     stack.await_no_leases()
 
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Set
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from api.upstream import Patience, Upstream, attempt, engine_client, unless_disconnected
+from api.upstream import Patience, Upstream, attempt, engine_client, open_upstream, unless_disconnected
 from domain.errors import EngineTimeout, EngineUnavailable
 from domain.settings import Settings
 from domain.version import ModelName
@@ -115,6 +115,54 @@ def test_a_stream_that_is_cut_off_is_no_whole_one(tmp_path: Path, end: bytes) ->
 
     with pytest.raises(EngineUnavailable, match="broke off"):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_a_stopping_engine_that_began_a_stream_without_words_is_left_for_another(
+    tmp_path: Path, pieces: int
+) -> None:
+    event = b'data: {"error": {"message": "The engine is stopping.", "code": 503}}\n\n'
+    asked: list[str] = []
+
+    async def speak(writer: asyncio.StreamWriter, *parts: bytes) -> None:
+        writer.write(HEAD)
+        for part in parts:
+            writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+            await asyncio.sleep(0.02)
+        writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    async def stopping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        asked.append("stopping")
+        step = -(-len(event) // pieces)
+        await speak(writer, *(event[at : at + step] for at in range(0, len(event), step)))
+
+    async def idle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        asked.append("idle")
+        await speak(writer, b"data: one\n\n")
+
+    async def ask() -> tuple[bytes, list[int]]:
+        first = await asyncio.start_server(stopping, "127.0.0.1", 0)
+        second = await asyncio.start_server(idle, "127.0.0.1", 0)
+        urls = [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in (first, second)]
+        table = RouteTable()
+        route = Route("ver_1", 1, tuple(Endpoint(url, "m") for url in urls))
+        table.replace(Routes(aliases={("team", "support", "champion"): route}))
+
+        async def lease(_: bool, avoid: Set[str]) -> Lease:
+            return table.lease("team", ModelName("support", "champion", None), avoid)
+
+        async with first, second, engine_client(Settings(home=tmp_path)) as client:
+            body = {"stream": True}
+            upstream = await open_upstream(client, table, lease, "/v1/completions", body, "req_1", PATIENCE)
+            told = b"".join([piece async for piece in upstream.chunks()])
+            upstream.close()
+            return told, [table.busy(url) for url in urls]
+
+    assert asyncio.run(ask()) == (b"data: one\n\n", [0, 0])
+    assert asked == ["stopping", "idle"]
 
 
 def _receiving(leaves_after: float) -> Callable[[], Awaitable[dict[str, str]]]:
