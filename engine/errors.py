@@ -2,6 +2,7 @@
 
 EngineError
 ├── BadRequest        400  a field is wrong; `param` names it
+│   └── ContextExceeded    a prompt is longer than the window
 ├── NotFound          404  no such model or adapter
 ├── InvalidAdapter    400  an adapter folder that does not fit the base model
 ├── Overloaded        503  the engine is stopping
@@ -36,6 +37,18 @@ class EngineError(Exception):
 class BadRequest(EngineError):
     status = 400
     type = "BadRequestError"
+
+
+class ContextExceeded(BadRequest):
+    """A prompt that the model's window cannot take, in the words that clients know from vLLM."""
+
+    def __init__(self, window: int, prompt: str, *, param: str) -> None:
+        """`prompt` says how long it is, with its unit; `param` is the field that it came in."""
+        super().__init__(
+            f"This model's maximum context length is {window} tokens. However, your request has "
+            f"{prompt}. Please reduce the length of the input messages.",
+            param=param,
+        )
 
 
 class NotFound(EngineError):

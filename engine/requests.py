@@ -3,7 +3,7 @@
 import time
 
 from engine.adapters import AdapterRegistry
-from engine.errors import BadRequest
+from engine.errors import BadRequest, ContextExceeded
 from engine.inbox import Inbox
 from engine.model import BaseModel
 from engine.prompts import Prompt, TokenTexts
@@ -22,7 +22,7 @@ class Engine:
         self.model = model
         self.scheduler = scheduler
         self.adapters = AdapterRegistry(name)
-        self.texts = TokenTexts(model.tokenizer, model.module.config.vocab_size)
+        self.texts = TokenTexts(model.tokenizer, model.module.config.vocab_size, model.max_length)
         self.started = int(time.time())
 
     def sequences(
@@ -74,12 +74,9 @@ class Engine:
         window = self.model.max_length
         if prompt_tokens == 0:
             raise BadRequest("The prompt is empty.", param="prompt")
-        if prompt_tokens > window or (prompt_tokens == window and max_tokens != 0):
-            raise BadRequest(
-                f"This model's maximum context length is {window} tokens. However, your request has "
-                f"{prompt_tokens} input tokens. Please reduce the length of the input messages.",
-                param="messages" if not scoring and max_tokens is None else "prompt",
-            )
+        if prompt_tokens == window and max_tokens != 0:
+            param = "messages" if not scoring and max_tokens is None else "prompt"
+            raise ContextExceeded(window, f"{prompt_tokens} input tokens", param=param)
         if max_tokens is None:
             return window - prompt_tokens
         if prompt_tokens + max_tokens > window:

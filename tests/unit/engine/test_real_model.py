@@ -26,7 +26,7 @@ def folder() -> Path:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.02), ("bfloat16", 0.3)])
 def test_first_token_of_an_answer(folder: Path, dtype: str, tolerance: float) -> None:
     base = BaseModel(folder, dtype=dtype, max_model_len=512)  # type: ignore[arg-type]
-    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size)
+    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size, base.max_length)
     prompt = texts.prompt_of_chat(QUESTION, add_generation_prompt=True).ids
     cache = KvCache(base.cache_shape, max_rows=2, max_length=512, budget_tokens=2048)
     # Two rows: a prompt in one piece beside the same prompt in two.

@@ -1,9 +1,11 @@
 """The HTTP API of a real engine process, spoken to by the unmodified openai client."""
 
+import asyncio
 import concurrent.futures
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,9 +18,12 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from engine.model import BaseModel
+from engine.prompts import Prompt
+from engine.requests import Engine
+from engine.server import LARGE_PROMPTS, create_app
 
 if TYPE_CHECKING:
-    from tests.unit.engine.conftest import Server
+    from tests.unit.engine.conftest import Bench, Server
 
 ROOT = Path(__file__).parents[3]
 MESSAGES = [{"role": "user", "content": "the first of the many"}]
@@ -304,6 +309,37 @@ def test_malformed_json_and_unknown_route(http: httpx.Client) -> None:
     reply = http.get("/v1/nothing")
     assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFoundError")
     assert http.get("/v1/completions").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_large_prompt_holds_up_nobody(
+    make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    engine = Engine("tiny", (bench := make_bench()).model, bench.scheduler)
+    reading, asked = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> Prompt:
+        reading.set()
+        assert asked.wait(20), "nobody else was answered while a prompt was read"
+        return Prompt(ids=[1], text="x", offsets=[0])
+
+    monkeypatch.setattr(engine.texts, "prompt_of_text", slow)
+    monkeypatch.setattr(engine.texts, "prompt_of_chat", slow)
+
+    async def both() -> int:
+        transport = httpx.ASGITransport(app=create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as http:
+            large = "x" * (LARGE_PROMPTS + 1)
+            body = {"model": "tiny", "messages": [{"role": "user", "content": large}], "prompt": large}
+            answer = asyncio.create_task(http.post(f"/v1/{path}", json={**body, "max_tokens": 1}))
+            while not reading.is_set():
+                await asyncio.sleep(0.01)
+            assert not asked.is_set()
+            assert (await http.get("/health")).status_code == 200
+            asked.set()
+            return (await answer).status_code
+
+    assert asyncio.run(both()) == 200
 
 
 def test_a_prompt_as_long_as_the_window_can_be_scored(client: openai.OpenAI) -> None:

@@ -1,8 +1,12 @@
 """Text while tokens come, and where tokens begin in their text."""
 
-import pytest
+from pathlib import Path
+from typing import Any, ClassVar
 
-from engine.errors import BadRequest
+import pytest
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from engine.errors import BadRequest, ContextExceeded
 from engine.model import BaseModel
 from engine.prompts import TokenTexts
 from engine.text import RunningText
@@ -68,15 +72,53 @@ def test_earliest_stop_string_wins(base: BaseModel) -> None:
 
 @pytest.mark.parametrize("text", ["the cat", "né 😀 the end", "a\n\nb", " x", "日本語 the"])
 def test_offsets_of_text_and_of_its_ids_agree(base: BaseModel, text: str) -> None:
-    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size)
+    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size, base.max_length)
     by_text = texts.prompt_of_text(text)
     by_ids = texts.prompt_of_ids(by_text.ids)
     assert by_ids.text == text
     assert by_text.offsets == by_ids.offsets
 
 
+class Tokenizer(PreTrainedTokenizerFast):
+    """Notes how many characters or ids it is given."""
+
+    given: ClassVar[list[int]] = []
+
+    def __call__(self, text: str, *args: Any, **kwargs: Any) -> BatchEncoding:  # type: ignore[override]
+        self.given.append(len(text))
+        return super().__call__(text, *args, **kwargs)
+
+    def decode(self, token_ids: list[int], *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
+        self.given.append(len(token_ids))
+        return str(super().decode(token_ids, *args, **kwargs))
+
+
+def test_what_no_window_can_hold_is_refused_unread(model_dir: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    texts = TokenTexts(tokenizer, 260, window=20)
+    # The longest spelling is that of <|im_start|>: 20 tokens have at most 20 * 12 characters.
+    most = "<|im_start|>" * 20
+    tokenizer.given.clear()
+    for spelled, count in ((most + "x", 241), ("x" * 1_000_000, 1_000_000)):
+        told = f"context length is 20 tokens. However, your request has {count} characters, .* at most 240"
+        with pytest.raises(ContextExceeded, match=told) as refused:
+            texts.prompt_of_text(spelled)
+        assert refused.value.param == "prompt"
+        with pytest.raises(ContextExceeded, match=told) as refused:
+            texts.prompt_of_chat([{"role": "user", "content": spelled}], add_generation_prompt=True)
+        assert refused.value.param == "messages"
+    with pytest.raises(ContextExceeded, match="your request has 21 input tokens"):
+        texts.prompt_of_ids([1] * 21)
+    assert tokenizer.given == []
+    assert len(texts.prompt_of_text(most).ids) == 20
+    assert texts.prompt_of_ids([1] * 20).ids == [1] * 20
+    with pytest.raises(ContextExceeded, match="your request has 21 input tokens"):
+        texts.prompt_of_text("x" * 21)
+
+
 def test_offsets_by_hand(base: BaseModel) -> None:
-    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size)
+    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size, base.max_length)
     prompt = texts.prompt_of_text("é the")
     # two bytes of é, blank, "the"
     assert [texts.of(token) for token in prompt.ids[2:]] == [" ", "the"]
@@ -84,7 +126,7 @@ def test_offsets_by_hand(base: BaseModel) -> None:
 
 
 def test_ids_outside_the_vocabulary(base: BaseModel) -> None:
-    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size)
+    texts = TokenTexts(base.tokenizer, base.module.config.vocab_size, base.max_length)
     size = base.module.config.vocab_size
     for bad in (-1, size):
         with pytest.raises(BadRequest, match=f"Token id {bad} is out of vocabulary"):
