@@ -1,5 +1,6 @@
 """One completion from its place in the line to its figures: which version answers it, and how that went."""
 
+import logging
 import time
 from collections.abc import Set
 from typing import Any
@@ -20,7 +21,10 @@ from domain.errors import EngineUnavailable, NotFound
 from domain.version import CHAMPION, ModelName
 from registry import aliases, assistants, versions
 from registry.serving import Wanted, wanted_version
+from registry.session import LedgerError
 from serving.routes import NOT_ROUTED, Lease
+
+logger = logging.getLogger(__name__)
 
 _FAILURES = (502, 503, 504)
 
@@ -120,10 +124,19 @@ class Call:
 
     async def _load(self, name: ModelName) -> int:
         """Number of the version that `name` means, once it answers."""
-        wanted = await run_in_threadpool(self._wanted, name)
-        self.assistant = name.assistant
-        # A load may keep its thread for half a minute: all other routes would wait for one of theirs.
-        await to_thread.run_sync(self.context.controller.ensure_loaded, wanted, limiter=self.context.loads)
+        try:
+            wanted = await run_in_threadpool(self._wanted, name)
+            self.assistant = name.assistant
+            # A load may keep its thread for half a minute: all other routes would wait for one of theirs.
+            await to_thread.run_sync(
+                self.context.controller.ensure_loaded, wanted, limiter=self.context.loads
+            )
+        except LedgerError as error:
+            logger.warning("could not look up '%s': %s", _spelled(name), error)
+            raise EngineUnavailable(
+                f"'{_spelled(name)}' is not loaded, and the database that knows it does not answer; "
+                "try again shortly."
+            ) from error
         return wanted.number
 
     def _wanted(self, name: ModelName) -> Wanted:

@@ -131,13 +131,16 @@ async def open_upstream(
     """Send the request, at most ATTEMPTS times, and wait until the reply begins.
 
     `take_lease(lost, avoid)` resolves the model anew for each attempt; `lost` tells that the engine of the
-    last one did not have it loaded, `avoid` holds the urls of engines that failed. Nothing is sent again
+    last one did not have it loaded nor another one before it, `avoid` holds the urls of engines that failed.
+    The first 404 of one of several engines is no attempt: no work was begun. Nothing is sent again
     after a timeout: the engine may be at work on it, and asking again would only double that.
     Raises EngineTimeout, EngineUnavailable when no engine begins a reply.
     """
     lost, avoid = False, set[str]()
     unavailable = EngineUnavailable("The inference engine does not answer; try again shortly.")
-    for number in range(1, ATTEMPTS + 1):
+    left = ATTEMPTS
+    while left:
+        left -= 1
         lease = await take_lease(lost, avoid)
         try:
             upstream = await attempt(client, lease, path, payload, request_id, patience)
@@ -154,7 +157,7 @@ async def open_upstream(
         else:
             routes.trust(lease.url)
             status = upstream.status
-            again = status in (404, 503) or (status == 429 and lease.replicas > 1 and number < ATTEMPTS)
+            again = status in (404, 503) or (status == 429 and lease.replicas > 1 and left > 0)
             if not again:
                 return upstream
             problem = f"HTTP {status} for '{lease.engine_model}'"
@@ -164,10 +167,14 @@ async def open_upstream(
             )
             unavailable.retry_after_seconds = upstream.retry_after
             upstream.close()
-            # An engine that started anew has lost its adapters, and can get them back.
-            lost = status == 404
+            # An engine that started anew has lost its adapters, and can get them back; that takes the ledger
+            # and a load, so another one that may hold them is asked first.
+            elsewhere = lease.replicas > 1 and not avoid
+            lost = status == 404 and not elsewhere
             if lost:
                 continue
+            if status == 404:
+                left += 1
         avoid.add(lease.url)
     raise unavailable
 

@@ -75,6 +75,8 @@ class SwapController:
         self._busy: set[Replica] = set()
         """Guarded by the fleet's lock."""
         self._reading = threading.Lock()
+        self._informed = True
+        """Whether the ledger could be read when the last round looked."""
 
         self._nudged = threading.Event()
         self._stopping = threading.Event()
@@ -137,15 +139,27 @@ class SwapController:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._nudged.clear()
+            self._try_to_read()
             try:
-                self._read()
+                # With the ledger away too: an engine that loses its adapters then must lose its requests.
                 self._start_work()
                 self._fleet.flip()
             except Exception:
-                # The ledger is away: routes stay as they are, and the next round tries again.
+                # No thread to be had: routes stay as they are, and the next round tries again.
                 logger.exception("could not reconcile; still serving as before")
             self._recorder.tell_changes()
             self._nudged.wait(self._poll_seconds)
+
+    def _try_to_read(self) -> None:
+        try:
+            self._read()
+        except Exception:
+            # The ledger is away: what it said last holds, and the next round asks again.
+            if self._informed:
+                logger.exception("could not read the ledger; going on with what it said last")
+            self._informed = False
+        else:
+            self._informed = True
 
     def _read(self) -> None:
         """Take over what the ledger says. One reader at a time, or an older answer could win."""
@@ -176,8 +190,9 @@ class SwapController:
             with replica.lock:
                 present = self._present(replica)
                 self._load_missing(replica, present)
-                self._slots.unload_idle(replica, present, self._idle_seconds)
-                self._fleet.release_idle_checkpoint(replica, self._idle_seconds)
+                if self._informed:  # else an alias may have moved to what seems idle
+                    self._slots.unload_idle(replica, present, self._idle_seconds)
+                    self._fleet.release_idle_checkpoint(replica, self._idle_seconds)
         except EngineUnavailable as error:
             logger.debug("round on %s ended: %s", replica.url, error.message)
         except Exception:

@@ -18,6 +18,8 @@ class Recorder:
         self._record = record
         self._lock = threading.Lock()
         self._recorded: dict[AliasId, tuple[str | None, str | None]] = {}
+        self._away = False
+        """Whether the ledger took nothing when it was last told something."""
 
     def tell_changes(self) -> None:
         """One teller at a time, or an older state could be told last."""
@@ -29,6 +31,8 @@ class Recorder:
                     self._record(*key, *state)
                 except Exception:
                     # The ledger is away: serving goes on, and the next round tells it.
-                    logger.exception("could not record what serves")
+                    if not self._away:
+                        logger.exception("could not record what serves")
+                    self._away = True
                     return
-                self._recorded[key] = state
+                self._recorded[key], self._away = state, False

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import OperationalError
 
 from domain.settings import Settings
 from registry import serving
@@ -133,6 +135,24 @@ def test_an_engine_that_lost_its_adapters_gets_them_back(stack: Stack) -> None:
     stack.engine.adapters.clear()  # what a restart does; the controller may not have noticed yet
     reply = stack.client.post(CHAT, json=ASK)
     assert (reply.status_code, reply.headers["x-model-version"]) == (200, "v1")
+
+
+def test_without_the_database_what_serves_answers_and_the_rest_is_503(stack: Stack) -> None:
+    publish(stack.context, "support", outcome="hold")
+    database = stack.context.reads.kw["bind"]
+
+    def away(_: Connection) -> None:
+        raise OperationalError("BEGIN", {}, ConnectionError("the database is away"))
+
+    event.listen(database, "begin", away)
+    try:
+        assert stack.client.post(CHAT, json=ASK).headers["x-model-version"] == "v0"
+        reply = stack.client.post(CHAT, json={**ASK, "model": "support@v1"})
+        refused(reply, 503, param=None, code="engine_unavailable")
+        assert reply.headers["retry-after"] == "1"
+    finally:
+        event.remove(database, "begin", away)
+    assert stack.client.post(CHAT, json={**ASK, "model": "support@v1"}).status_code == 200
 
 
 def test_no_request_fails_or_mixes_versions_while_versions_change(stack: Stack) -> None:

@@ -1,6 +1,7 @@
 """One attempt at an engine, over real sockets."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Set
 from pathlib import Path
@@ -163,6 +164,54 @@ def test_a_stopping_engine_that_began_a_stream_without_words_is_left_for_another
 
     assert asyncio.run(ask()) == (b"data: one\n\n", [0, 0])
     assert asked == ["stopping", "idle"]
+
+
+async def _engine(stack: contextlib.AsyncExitStack, *heads: bytes) -> str:
+    """Url of a server that answers its connections with these, the last one for ever."""
+    left = list(heads)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        head = left.pop(0) if len(left) > 1 else left[0]
+        writer.write(b"HTTP/1.1 " + head + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await stack.enter_async_context(await asyncio.start_server(answer, "127.0.0.1", 0))
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "asked"),
+    [
+        # The other one holds it still: nothing needs to be loaded, nor the ledger to be asked.
+        ([b"404 Not Found"], [b"200 OK"], [False, False]),
+        # Neither does: then it is loaded again, and asked for once more.
+        ([b"404 Not Found"], [b"404 Not Found", b"200 OK"], [False, False, True]),
+    ],
+)
+def test_another_engine_is_asked_before_one_gets_its_adapter_back(
+    tmp_path: Path, first: list[bytes], second: list[bytes], asked: list[bool]
+) -> None:
+    lost_before: list[bool] = []
+
+    async def ask() -> tuple[int, bool]:
+        async with contextlib.AsyncExitStack() as stack:
+            urls = [await _engine(stack, *first), await _engine(stack, *second)]
+            table, name = RouteTable(), ModelName("support", "champion", None)
+            route = Route("ver_1", 1, tuple(Endpoint(url, "m") for url in urls))
+            table.replace(Routes(aliases={("team", "support", "champion"): route}))
+
+            async def take_lease(lost: bool, avoid: Set[str]) -> Lease:
+                lost_before.append(lost)
+                return table.lease("team", name, avoid)
+
+            client = await stack.enter_async_context(engine_client(Settings(home=tmp_path)))
+            upstream = await open_upstream(client, table, take_lease, "/v1/completions", {}, "r", PATIENCE)
+            upstream.close()
+            return upstream.status, upstream.lease.url == urls[1]
+
+    assert asyncio.run(ask()) == (200, True)
+    assert lost_before == asked
 
 
 def _receiving(leaves_after: float) -> Callable[[], Awaitable[dict[str, str]]]:

@@ -637,6 +637,48 @@ def test_serving_goes_on_while_the_ledger_is_away(stand: Stand) -> None:
     assert stand.ledger.wait_recorded(lambda version, _: version == "ver_1") == ("ver_1", None)
 
 
+def test_a_replica_that_loses_its_adapters_gets_no_requests_while_the_ledger_is_away(
+    pair: Stand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.replica.LONGEST_RETRY_SECONDS", 0.1)
+    v1 = pair.ledger.version(1)
+    pair.start()
+    assert pair.serve(v1)
+    restarted, left = pair.engines
+    left.wait_for(lambda: len(endpoints(pair)) == 2)
+    pair.ledger.unforeseen["ver_1"] = ConnectionError("the database is away")
+    pair.ledger.away = True
+    restarted.forget_adapters()
+    left.wait_for(lambda: [endpoint.url for endpoint in endpoints(pair)] == [left.url])
+    assert pair.answer() == (1, f"{v1.served_name} says hi")
+    rounds = left.lists
+    left.wait_for(lambda: left.lists > rounds + 3)
+    assert caplog.text.count("could not read the ledger") == 1
+    pair.ledger.unforeseen.clear()
+    pair.ledger.away = False
+    left.wait_for(lambda: len(endpoints(pair)) == 2)
+    assert caplog.text.count("could not record what serves") <= 1
+
+
+def test_nothing_is_unloaded_while_the_ledger_is_away(stand: Stand) -> None:
+    """Another process may have moved an alias to what seems idle here."""
+    v1, v2 = stand.ledger.version(1), stand.ledger.version(2)
+    stand.start()
+    assert stand.serve(v1)
+    held = stand.routes.lease("t", ModelName.parse("helper"))
+    assert stand.serve(v2)
+    stand.ledger.away = True
+    settle(lambda: not stand.controller._informed)
+    rounds = stand.engine.lists
+    stand.engine.wait_for(lambda: stand.engine.lists > rounds + 1)
+    held.release()
+    rounds = stand.engine.lists
+    stand.engine.wait_for(lambda: stand.engine.lists > rounds + 3)
+    assert v1.served_name in stand.engine.adapters
+    stand.ledger.away = False
+    stand.engine.wait_for(lambda: list(stand.engine.adapters) == [v2.served_name])
+
+
 def test_waiting_gives_up_in_time(stand: Stand) -> None:
     stand.start()
     assert not stand.controller.wait_serving("asst_1", "champion", "ver_9", 0.1)
