@@ -6,8 +6,9 @@ learned, each taught skill: pass when it gains at least min_gain and the gain's 
     than min_gain is left to gain below that, all of it is asked.
 kept, each earlier skill: pass when it loses at most max_forgetting; block when it loses more and the
     interval lies below 0; hold when it loses more but that may be chance.
-general, all benchmarks pooled: pass when shown to lose at most max_general_drop, block when shown to lose
-    more, else hold (non-inferiority).
+general, all benchmarks pooled: pass when shown to lose at most max_general_drop, by accuracy or, unless
+    accuracy surely fell by more than that, by the probability of the right answers; block when either is
+    shown to lose more, else hold (non-inferiority).
 leak, ordinary prompts: block when more than max_leak of them are answered in a taught skill's format.
 
 Intervals are of the paired change on identical items, at `rules.confidence`. What was not measured, or
@@ -121,8 +122,9 @@ def _kept(rules: GateRules, name: str, new: Measurement | None, old: Measurement
 
 
 def _general(rules: GateRules, new: Mapping[str, Measurement], old: Mapping[str, Measurement]) -> Check:
-    """Non-inferiority on accuracy; a small suite cannot show it, so a kept accuracy may also lean on the
-    probability of the right answers, which the same items measure far more finely."""
+    """Non-inferiority on accuracy; a small suite cannot show it, so where accuracy did not fall, or its fall
+    may be chance, it may lean on the probability of the right answers, which the same items measure far more
+    finely."""
     benchmarks = sorted({*new, *old} - {ORDINARY, LIKELIHOOD})
     pair = _pair(rules, [(new.get(name), old.get(name)) for name in benchmarks])
     if isinstance(pair, str):
@@ -137,7 +139,8 @@ def _general(rules: GateRules, new: Mapping[str, Measurement], old: Mapping[str,
     if any(change.high < -margin - TOLERANCE for change in changes):
         return _check("general", "pooled", "block", pair, words)
     kept = pair.change.mean >= -margin - TOLERANCE
-    if kept and any(change.low >= -margin - TOLERANCE for change in changes):
+    may_be_chance = pair.change.high >= 0
+    if (kept or may_be_chance) and any(change.low >= -margin - TOLERANCE for change in changes):
         return _check("general", "pooled", "pass", pair, words)
     return _check("general", "pooled", "hold", pair, f"{words}, and {_chance(pair.n)}")
 

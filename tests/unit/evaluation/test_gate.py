@@ -152,6 +152,17 @@ def test_general_ability_is_judged_three_ways() -> None:
     assert with_general([m for m in general(right=78) if m.suite != "likelihood"], general()) == "hold"
 
 
+def test_a_fall_of_accuracy_that_may_be_chance_leans_on_the_likelihood() -> None:
+    """7 of 120 lost and 3 gained: -0.033, 95% interval -0.09 to +0.02. An unchanged version of which 10
+    answers flip either way falls that far in one case of six."""
+    flipped = [0.0] * 7 + [1.0] * 76 + [0.0] * 37
+    accuracy = measured("commonsense", flipped, "general")
+    assert with_general([accuracy, *general()[1:]], general()) == "pass"
+    assert with_general([accuracy, *general(probability=0.58)[1:]], general()) == "pass"
+    assert with_general([accuracy, *general(probability=0.56)[1:]], general()) == "block"
+    assert with_general([accuracy, general()[2]], [general()[0], general()[2]]) == "hold"
+
+
 def test_better_general_ability_passes() -> None:
     assert with_general(general(right=100), general()) == "pass"
 
