@@ -1,9 +1,9 @@
-"""The running inference servers that RATCHET_ENGINE_URL names: each is registered when it first answers, and
-those that it named at an earlier start are forgotten."""
+"""The running inference servers that RATCHET_ENGINE_URL names: each is registered when it first answers and
+asked again when it serves another model; those that it named at an earlier start are forgotten."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -31,29 +31,44 @@ class ConfiguredEngines:
         self._told: dict[str, str] = {}
         self._looked = False
 
-    def register(self, known: Sequence[Replica], used: Sequence[str]) -> bool:
+    def register(self, known: Sequence[Replica], used: Sequence[str], mistaken: Collection[str]) -> bool:
         """Whether the registered servers changed: each is a replica of the first base model in `used` that it
-        serves."""
+        serves.
+
+        Those that are registered are asked again at the first look, since another server may have taken the
+        url while nobody looked, and when their urls are `mistaken`.
+        """
+        first = not self._looked
         changed = self._forget_unnamed(known)
-        registered = {replica.url for replica in known}
+        registered = {replica.url: (replica.base_model, replica.model_name) for replica in known}
         for url in self._urls:
-            if url in registered or not used or self._ask_at.get(url, 0.0) > time.monotonic():
+            settled = url in registered and not first and url not in mistaken
+            if settled or not used or self._ask_at.get(url, 0.0) > time.monotonic():
                 continue
             self._ask_at[url] = time.monotonic() + AGAIN_SECONDS
             cards = self._models(url)
-            served = [(base, served_name(cards, base)) for base in used]
-            for base_model, name in served:
-                if name is not None:
-                    with self._sessions.begin() as session:
-                        serving.register_replica(session, url, base_model, name)
-                    logger.info("engine %s serves %s as '%s'", url, base_model, name)
-                    changed = True
-                    break
-            else:
-                names = ", ".join(str(card["id"]) for card in cards if card.get("parent") is None)
-                if cards:
-                    self._tell(url, f"serves {names}, and no assistant has that base model")
+            if cards:
+                changed |= self._enter(url, cards, used, registered.get(url))
         return changed
+
+    def _enter(
+        self, url: str, cards: Sequence[dict[str, Any]], used: Sequence[str], before: tuple[str, str] | None
+    ) -> bool:
+        """Register the server as what it serves, or as nothing; whether that is new. `before`: base model and
+        name that it is registered with, if it is."""
+        if before is not None and served_name(cards, before[0]) == before[1]:
+            return False
+        found = [(base, name) for base in used if (name := served_name(cards, base)) is not None]
+        if not found:
+            names = ", ".join(str(card["id"]) for card in cards if card.get("parent") is None)
+            self._tell(url, f"serves {names}, and no assistant has that base model")
+        with self._sessions.begin() as session:
+            if found:
+                serving.register_replica(session, url, *found[0])
+                logger.info("engine %s serves %s as '%s'", url, *found[0])
+            elif before is not None:
+                serving.remove_replica(session, url)
+        return bool(found) or before is not None
 
     def _forget_unnamed(self, known: Sequence[Replica]) -> bool:
         """Once, at the first look: while two settings are in use, each process registers its own list."""

@@ -1,7 +1,7 @@
 """The swap controller over this installation's ledger, version files and base models."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,13 @@ class _Ledger:
         with self._reads() as session:
             return serving.served(session)
 
-    def replicas(self) -> list[Replica]:
-        """The registered engines; those that the settings name are registered when they first answer."""
+    def replicas(self, mistaken: Collection[str]) -> list[Replica]:
+        """The registered engines; those that the settings name are registered when they first answer, and
+        asked again when they are `mistaken`: their urls run something else than the ledger says."""
         with self._reads() as session:
             known = serving.replicas(session)
             used = serving.base_models_in_use(session)
-        if not self._configured.register(known, used):
+        if not self._configured.register(known, used, mistaken):
             return known
         with self._reads() as session:
             return serving.replicas(session)

@@ -12,7 +12,7 @@ is probed and routed to like any other. What is no longer asked for is stopped (
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from domain.errors import EngineUnavailable, RatchetError
 from serving.demands import Demands
 from serving.fleet import Fleet
 from serving.recorder import Record, Recorder
-from serving.replica import Files, KnownReplica, Replica, WantedVersion
+from serving.replica import OTHER_MODEL, Files, KnownReplica, Replica, WantedVersion
 from serving.routes import RouteTable
 from serving.slots import Slots
 
@@ -46,7 +46,7 @@ class SwapController:
         *,
         wanted: Callable[[], Sequence[WantedVersion]],
         served: Callable[[], Sequence[WantedVersion]],
-        replicas: Callable[[], Sequence[KnownReplica]],
+        replicas: Callable[[Collection[str]], Sequence[KnownReplica]],
         verify: Callable[[str, str], Path],
         held: Callable[[str], AbstractContextManager[None]],
         base_config: Callable[[str], Mapping[str, Any]],
@@ -64,6 +64,7 @@ class SwapController:
         """What answered for the aliases when the last controller ended; asked once. A wanted version whose
         engine is only starting has this one answer until then."""
         self._read_replicas = replicas
+        """Told the urls of those that run something else than they are known for."""
         self._files = Files(verify, held, base_config, max_rank)
         self._demands = Demands(demand)
         self._fleet = Fleet(routes, self._demands, priorities)
@@ -172,7 +173,7 @@ class SwapController:
                 running = {replica.base_model for replica in self._fleet.replicas.values()}
             # First asked for, then looked for: what is found has not been let go since.
             self._demands.renew(self._fleet.checkpoints(wanted), running)
-            self._fleet.want(wanted, self._read_replicas())
+            self._fleet.want(wanted, self._read_replicas(self._fleet.mistaken()))
 
     def _start_work(self) -> None:
         with self._fleet.lock:
@@ -223,10 +224,13 @@ class SwapController:
     def _present(self, replica: Replica) -> set[str]:
         """The engine's models; what it lost by a restart is no longer acknowledged."""
         try:
-            present = replica.client.models()
+            present = replica.models()
         except EngineUnavailable as error:
             with self._fleet.lock:
                 # Its acknowledgements stay: an engine too busy to list its models still answers requests.
+                # But not what another model acknowledged.
+                if error.code == OTHER_MODEL:
+                    replica.acknowledged.clear()
                 if replica.unreachable is None:
                     logger.warning("%s", error.message)
                 replica.unreachable = error

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from domain.errors import EngineUnavailable
 from serving.demands import Demands
-from serving.replica import KnownReplica, Replica, WantedVersion
+from serving.replica import OTHER_MODEL, KnownReplica, Replica, WantedVersion
 from serving.routes import Endpoint, Route, Routes, RouteTable
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,15 @@ class Fleet:
             gone = set(before.values()) - set(self.replicas.values())
         for replica in gone:
             replica.forget()
+
+    def mistaken(self) -> set[str]:
+        """Urls of the engines that run something else than they are known for."""
+        with self.lock:
+            return {
+                one.url
+                for one in self.replicas.values()
+                if one.unreachable is not None and one.unreachable.code == OTHER_MODEL
+            }
 
     def resume(self, served: Sequence[WantedVersion], wanted: Sequence[WantedVersion]) -> None:
         """What answered when the last controller ended answers until something else does."""

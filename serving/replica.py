@@ -24,6 +24,8 @@ SERVED_NAME = re.compile(r"^[^:]+-v\d+-[0-9a-f]{8}$")
 engine (an evaluation's private ones, a checkpoint's bare model) are not its business."""
 NO_SLOT = "no_slot"
 """Code of the EngineUnavailable when an engine holds as many adapters as it may."""
+OTHER_MODEL = "other_model"
+"""Code of the EngineUnavailable when an engine runs something else than it is known for."""
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
 
 
@@ -121,6 +123,20 @@ class Replica:
     def endpoint(self, wanted: WantedVersion) -> Endpoint:
         return Endpoint(self.url, self.engine_model(wanted))
 
+    def models(self) -> set[str]:
+        """What the engine answers to; `lock` is held.
+
+        Raises EngineUnavailable, with code `other_model` when what it runs is no longer among them: another
+        server has taken its place, and nothing that was known of this one holds.
+        """
+        present = self.client.models()
+        if self.model_name not in present:
+            self.forget()
+            raise EngineUnavailable(
+                f"The inference engine at {self.url} serves '{self.model_name}' no longer.", code=OTHER_MODEL
+            )
+        return present
+
     def bring_up(self, wanted: WantedVersion, present: set[str], files: Files) -> None:
         """Load the version unless it is among the engine's `present` models, and probe it; `lock` is held.
 
@@ -174,6 +190,7 @@ class Replica:
 
     def forget(self) -> None:
         """The engine is gone: it reads no files any more."""
+        self._base = None
         for name in list(self._uses):
             self._release(name)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -282,6 +283,26 @@ def test_an_engine_that_the_settings_name_is_found(settings: Settings, base_fold
             assert (reply.status_code, reply.headers["x-model-version"]) == (200, "v0")
             engines = client.get("/readyz").json()["checks"]["engines"]
             assert engines == {str(base_folder): {"ok": True, "error": None}}
+
+
+def test_a_server_that_another_one_replaces_answers_for_that_ones_base(
+    settings: Settings, base_folder: Path, tmp_path: Path
+) -> None:
+    other_base = tmp_path / "other-base"
+    shutil.copytree(base_folder, other_base)
+    engine = Engine(str(base_folder))
+    with served(engine.app) as engine_url:
+        app = create_app(settings.model_copy(update={"engine_url": engine_url}))
+        with served(app) as url, httpx.Client(base_url=url, timeout=20) as client:
+            for name, base in (("support", base_folder), ("other", other_base)):
+                client.post("/v1/assistants", json={"name": name, "base_model": str(base)})
+            assert client.post(CHAT, json=ASK).status_code == 200
+            engine.base = str(other_base)
+            deadline = time.monotonic() + 15
+            while client.post(CHAT, json={**ASK, "model": "other"}).status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            refused(client.post(CHAT, json=ASK), 503, param=None, code="engine_unavailable")
 
 
 def test_every_engine_of_a_list_becomes_a_replica(settings: Settings, base_folder: Path) -> None:

@@ -74,11 +74,11 @@ def test_each_url_becomes_a_replica_once_it_answers(
     def register(engines: ConfiguredEngines) -> bool:
         with sessions.begin() as session:
             replicas = serving.replicas(session)
-        return engines.register(replicas, ["org/model"])
+        return engines.register(replicas, ["org/model"], [])
 
     with server([BASE]) as first, server([{**BASE, "id": "org/model"}]) as second, server([]) as third:
         engines = ConfiguredEngines([first, "http://127.0.0.1:9", second, third], sessions)
-        assert not engines.register([], [])  # no assistant yet: nobody is asked
+        assert not engines.register([], [], [])  # no assistant yet: nobody is asked
         assert register(engines)
         assert known() == {first: ("org/model", "served"), second: ("org/model", "org/model")}
         assert not register(engines)
@@ -95,11 +95,51 @@ def test_a_server_that_did_not_answer_is_asked_again_after_a_while(
     cards: list[dict[str, Any]] = []
     with server(cards) as url:
         engines = ConfiguredEngines([url], sessions)
-        assert not engines.register([], ["org/model"])
+        assert not engines.register([], ["org/model"], [])
         cards.append(BASE)
-        assert not engines.register([], ["org/model"])
+        assert not engines.register([], ["org/model"], [])
         clock[0] += configured_engines.AGAIN_SECONDS
-        assert engines.register([], ["org/model"])
+        assert engines.register([], ["org/model"], [])
+
+
+def test_a_url_that_serves_another_model_is_registered_anew_or_not_at_all(
+    new_sqlite: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = make_sessions(make_engine(new_sqlite(True)))
+    clock = [100.0]
+    monkeypatch.setattr(configured_engines.time, "monotonic", lambda: clock[0])
+    used = ["org/model", "org/other"]
+    cards = [BASE]
+
+    def look(engines: ConfiguredEngines, *mistaken: str) -> tuple[bool, list[tuple[str, str]]]:
+        clock[0] += configured_engines.AGAIN_SECONDS
+        with sessions.begin() as session:
+            known = serving.replicas(session)
+        changed = engines.register(known, used, mistaken)
+        with sessions.begin() as session:
+            return changed, [(one.base_model, one.model_name) for one in serving.replicas(session)]
+
+    with server(cards) as url:
+        engines = ConfiguredEngines([url], sessions)
+        assert look(engines) == (True, [("org/model", "served")])
+        cards[:] = [
+            {"id": "org/other", "parent": None, "root": "/models/base/org--other"},
+            {"id": "org/other-v1", "parent": "org/other", "root": "/x"},
+        ]
+        assert look(engines) == (False, [("org/model", "served")])  # nobody says so yet
+        assert look(engines, url) == (True, [("org/other", "org/other")])
+        assert look(engines, url) == (False, [("org/other", "org/other")])
+        cards[:] = [{"id": "org/third", "parent": None, "root": "/x"}]
+        assert look(engines, url) == (True, [])
+        assert look(engines) == (False, [])
+        cards[:] = [BASE]
+        assert look(engines) == (True, [("org/model", "served")])
+        # While no process looked, another server took the url.
+        cards[:] = [{"id": "org/other", "parent": None, "root": None}]
+        assert look(ConfiguredEngines([url], sessions)) == (True, [("org/other", "org/other")])
+        # One that does not answer is not forgotten.
+        cards.clear()
+        assert look(engines, url) == (False, [("org/other", "org/other")])
 
 
 def test_servers_of_an_earlier_list_are_forgotten_at_the_start_only(new_sqlite: NewDatabase) -> None:
@@ -113,14 +153,14 @@ def test_servers_of_an_earlier_list_are_forgotten_at_the_start_only(new_sqlite: 
     def look(engines: ConfiguredEngines) -> tuple[bool, list[str]]:
         with sessions.begin() as session:
             known = serving.replicas(session)
-        changed = engines.register(known, ["org/model"])
+        changed = engines.register(known, ["org/model"], [])
         with sessions.begin() as session:
             return changed, sorted(replica.url for replica in serving.replicas(session))
 
-    add("http://old:1", "http://kept:1")
-    engines = ConfiguredEngines(["http://kept:1"], sessions)
-    assert look(engines) == (True, ["http://kept:1"])
-    add("http://other:1")  # by a process with another list
-    assert look(engines) == (False, ["http://kept:1", "http://other:1"])
+    add("http://127.0.0.1:1", "http://127.0.0.1:2")
+    engines = ConfiguredEngines(["http://127.0.0.1:2"], sessions)
+    assert look(engines) == (True, ["http://127.0.0.1:2"])
+    add("http://127.0.0.1:3")  # by a process with another list
+    assert look(engines) == (False, ["http://127.0.0.1:2", "http://127.0.0.1:3"])
     # Without a list, engines are registered by `ratchet up`.
-    assert look(ConfiguredEngines([], sessions)) == (False, ["http://kept:1", "http://other:1"])
+    assert look(ConfiguredEngines([], sessions)) == (False, ["http://127.0.0.1:2", "http://127.0.0.1:3"])

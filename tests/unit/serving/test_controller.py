@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +69,8 @@ class Ledger:
         """Version ids whose files may not go, and how often that is so."""
         self.demanded: list[Sequence[str]] = []
         self.problems: dict[str, str] = {}
+        self.mistaken: set[str] = set()
+        """Urls of engines that run something else than they are known for."""
         self.unforeseen: dict[str, Exception] = {}
         """Version id -> what looking for its files ends with."""
         self.away = False
@@ -89,8 +91,10 @@ class Ledger:
     def served(self) -> Sequence[Version]:
         return list(self.served_before)
 
-    def known(self) -> Sequence[Replica]:
+    def known(self, mistaken: Collection[str]) -> Sequence[Replica]:
         with self.changed:
+            self.mistaken = set(mistaken)
+            self.changed.notify_all()
             return list(self.replicas)
 
     def point(self, version: Version, alias: str = "champion") -> None:
@@ -586,6 +590,52 @@ def test_a_replica_that_comes_back_catches_up_by_itself(pair: Stand) -> None:
     killed.wait_for(lambda: len(endpoints(pair)) == 2)
     assert list(killed.adapters) == [v2.served_name]
     assert {endpoint.engine_model for endpoint in endpoints(pair)} == {v2.served_name}
+
+
+def test_an_engine_whose_url_another_model_has_taken_gets_neither_adapters_nor_requests(pair: Stand) -> None:
+    v1 = pair.ledger.version(1)
+    pair.start()
+    assert pair.serve(v1)
+    left, taken = pair.engines
+    left.wait_for(lambda: len(endpoints(pair)) == 2)
+    loads = taken.count("load")
+    with taken.lock:
+        taken.base = "huge"
+        taken.adapters.clear()
+    left.wait_for(lambda: [endpoint.url for endpoint in endpoints(pair)] == [left.url])
+    settle(lambda: pair.ledger.mistaken == {taken.url})
+    assert pair.answer() == (1, f"{v1.served_name} says hi")
+    rounds = taken.lists
+    taken.wait_for(lambda: taken.lists > rounds + 3)
+    assert (taken.count("load"), taken.adapters) == (loads, {})
+    # Known for what it runs, it answers for assistants on that base.
+    with pair.ledger.changed:
+        pair.ledger.replicas[1] = Replica(taken.url, base_model="huge", model_name="huge")
+    pair.controller.ensure_loaded(
+        Version(0, None, "huge", kind="base", assistant_name="other", base_model="huge")
+    )
+    assert pair.answer("other@v0") == (0, "huge says hi")
+    settle(lambda: pair.ledger.mistaken == set())
+
+
+def test_a_model_that_comes_back_to_its_url_is_probed_anew(stand: Stand) -> None:
+    v1 = stand.ledger.version(1)
+    stand.start(idle_seconds=60)
+    assert stand.serve(v1)
+    with stand.engine.lock:
+        stand.engine.base = "huge"
+        stand.engine.adapters.clear()
+    settle(lambda: not stand.routes.routes.aliases)
+    assert stand.ledger.wait_recorded(lambda version, _: version is None) == (
+        None,
+        f"The inference engine at {stand.engine.url} serves 'base' no longer.",
+    )
+    settle(lambda: +stand.ledger.in_use == {})
+    with stand.engine.lock:
+        stand.engine.base = "base"
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.engine.count("load", v1.served_name) == 2
+    assert stand.answer()[0] == 1
 
 
 def test_a_replica_that_is_added_gets_what_serves(pair: Stand) -> None:
