@@ -43,7 +43,7 @@ def make_controller(
         routes=routes,
         max_rank=settings.adapter_rank_limit,
         slots=settings.engine_adapters,
-        priorities=settings.engine == "vllm" and settings.starts_engines,
+        priorities=settings.starts_engines,
         idle_seconds=settings.version_idle_seconds,
     )
 

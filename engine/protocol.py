@@ -68,6 +68,8 @@ class SamplingFields(BaseModel):
     n: int = Field(default=1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    priority: int = 0
+    """The lowest goes first. Below 0 it passes everybody else: for probes, which are one short step."""
     return_token_ids: bool | None = None
     """Adds `token_ids` to each choice, the token that ended it included, and `prompt_token_ids`."""
 

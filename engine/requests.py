@@ -65,6 +65,7 @@ class Engine:
                         listener=inbox.listener,
                         stream=body.stream,
                         generator=random,
+                        priority=body.priority,
                     )
                 )
         return made

@@ -2,7 +2,8 @@
 
 Every step takes one token of each decoding sequence and fills the rest of the token budget with
 prompt chunks, whatever their adapters: first come first served, but prompts that are only scored
-wait for those that somebody reads the answer of.
+wait for those that somebody reads the answer of, and urgent ones (a priority below 0) are in the next
+step whatever runs.
 """
 
 import logging
@@ -32,6 +33,7 @@ class Limits:
     """How much runs at once."""
 
     sequences: int
+    """One urgent sequence may run beside them."""
     step_tokens: int
     """Packed tokens per forward pass."""
     cache_tokens: int
@@ -47,7 +49,7 @@ class Scheduler:
         self._on_failure = on_failure
         self._cache = KvCache(
             model.cache_shape,
-            max_rows=limits.sequences,
+            max_rows=limits.sequences + 1,
             max_length=model.max_length,
             budget_tokens=limits.cache_tokens,
         )
@@ -152,10 +154,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Give rows to waiting sequences while this step has tokens for them and the cache has room."""
         budget = self._step_tokens() - sum(self._due(one) for one in self._running)
-        while budget > 0:
-            longest = max((one.longest for one in self._running), default=0)
-            rows = len(self._running) + 1
-            sequence = self._waiting.take(partial(self._fits, rows, longest))
+        while True:
+            sequence = self._waiting.take(partial(self._may_start, budget))
             if sequence is None:
                 return
             self._start(sequence)
@@ -166,8 +166,17 @@ class Scheduler:
         full = self._limits.step_tokens
         return full // 2 if any(one.output for one in self._running) else full
 
-    def _fits(self, rows: int, longest: int, sequence: Sequence) -> bool:
-        return self._cache.fits(rows, max(longest, sequence.longest))
+    def _may_start(self, budget: int, sequence: Sequence) -> bool:
+        """Whether there is a row for it, and unless it is urgent, tokens of this step and one more row.
+
+        That row is left to the urgent, which would else wait for a whole answer. Only one sequence alone
+        may take it: else one that needs most of the cache could never start.
+        """
+        running = len(self._running)
+        longest = max(one.longest for one in (*self._running, sequence))
+        if sequence.urgent:
+            return self._cache.fits(running + 1, longest)
+        return budget > 0 and self._cache.fits(running + (2 if running else 1), longest)
 
     def _start(self, sequence: Sequence) -> None:
         sequence.slot = self._cache.add()
@@ -214,13 +223,14 @@ class Scheduler:
             self._settle(sequence)
 
     def _plan(self) -> list[tuple[Sequence, Chunk]]:
-        """Decoding sequences by row, then prompt chunks within the budget, neighbours by adapter."""
+        """Decoding sequences by row, then prompt chunks within the budget, the urgent ones' first,
+        neighbours by adapter."""
         decoding = [one for one in self._running if one.output]
         decoding.sort(key=lambda one: one.slot.row if one.slot else 0)
         planned = [(one, Chunk(one.slot, one.output[-1:])) for one in decoding if one.slot]
         budget = self._step_tokens() - len(planned)
         prompts = []
-        for sequence in self._running:
+        for sequence in sorted(self._running, key=lambda one: not one.urgent):
             if sequence.output or budget <= 0 or sequence.slot is None:
                 continue
             past = sequence.slot.length

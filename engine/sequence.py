@@ -66,6 +66,8 @@ class Sequence:
     stream: bool
     generator: torch.Generator | None
     """None is greedy."""
+    priority: int = 0
+    """The lowest starts first."""
 
     aborted: bool = False
     leads: SharedPrompt | None = None
@@ -79,6 +81,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     _told: int = 0
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it starts beside whatever runs."""
+        return self.priority < 0
 
     @property
     def longest(self) -> int:

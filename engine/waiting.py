@@ -1,23 +1,26 @@
 """The line before the cache: who may start next."""
 
-from collections import deque
+from bisect import insort
 from collections.abc import Callable
 
 from engine.sequence import Sequence
 
 
 class WaitingLine:
-    """Sequences without a row. Those that somebody reads the answer of go before those only scored."""
+    """Sequences without a row, by priority and then by arrival. Those that somebody reads the answer of go
+    before those only scored."""
 
     def __init__(self) -> None:
-        self._generating: deque[Sequence] = deque()
-        self._scoring: deque[Sequence] = deque()
+        self._generating: list[Sequence] = []
+        self._scoring: list[Sequence] = []
 
     def __len__(self) -> int:
         return len(self._generating) + len(self._scoring)
 
     def add(self, sequence: Sequence) -> None:
-        (self._scoring if sequence.params.score_prompt else self._generating).append(sequence)
+        scored = sequence.params.score_prompt and not sequence.urgent
+        queue = self._scoring if scored else self._generating
+        insort(queue, sequence, key=lambda one: one.priority)
 
     def take(self, fits: Callable[[Sequence], bool]) -> Sequence | None:
         """The next to start; None when nobody can.

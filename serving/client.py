@@ -19,7 +19,7 @@ ADMIN_SECONDS = 60.0
 QUICK_SECONDS = 5.0
 PROBE = "The quick brown fox jumps over the lazy dog because"
 FIRST = -1
-"""vLLM's `priority`: the lowest goes first, everybody else has 0."""
+"""The `priority` of a probe: the lowest goes first, everybody else has 0."""
 KEEP_ALIVE_SECONDS = 2.0
 """Below uvicorn's 5 s, so that no request is sent down a connection that the engine is closing."""
 
@@ -29,8 +29,8 @@ class EngineClient:
     `engine_unavailable` no answer, `model_not_loaded` 404, `engine_refused` any other refusal."""
 
     def __init__(self, base_url: str, *, connections: int = 32, priorities: bool = False) -> None:
-        """`priorities`: the engine heeds them, so that a probe goes before requests that wait. Other engines
-        are not sent any: some refuse them."""
+        """`priorities`: the engine heeds them, as those that `ratchet up` starts do, so that a probe goes
+        before requests that wait. Other engines are not sent any: a vLLM may refuse them."""
         self.base_url = base_url.rstrip("/")
         self._probe_fields = {"priority": FIRST} if priorities else {}
         self._http = httpx.Client(

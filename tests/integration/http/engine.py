@@ -20,6 +20,9 @@ class Engine:
         """Where the base was loaded from, as it is listed."""
         self.adapters: set[str] = set()
         self.requests: list[dict[str, Any]] = []
+        """Chats."""
+        self.priorities: set[int | None] = set()
+        """Of plain completions, which the controller's probes are."""
         self.gate = threading.Event()
         """Completions stop after their first word until it is set."""
         self.gate.set()
@@ -69,6 +72,7 @@ class Engine:
     async def complete(self, request: Request) -> Response:
         """Also the controller's probe."""
         body = await request.json()
+        self.priorities.add(body.get("priority"))
         if body["model"] not in {self.base, *self.adapters}:
             return self._unknown(body["model"])
         value = -0.5 if body["model"] == self.base else -0.75

@@ -138,6 +138,7 @@ class Bench:
         settings: dict[str, object] = {"max_tokens": 8, "temperature": 0.0, **params}
         adapter = settings.pop("adapter", None)
         stream = bool(settings.pop("stream", False))
+        priority = settings.pop("priority", 0)
         wanted = SamplingParams(**settings)  # type: ignore[arg-type]
         return Sequence(
             index=index,
@@ -148,6 +149,7 @@ class Bench:
             listener=news.put,
             stream=stream,
             generator=generator(wanted.seed, self.model.device) if wanted.temperature else None,
+            priority=priority,  # type: ignore[arg-type]
         )
 
     def run(self, sequences: list[Sequence], news: "queue.Queue[Output | Failure]") -> list[Output]:

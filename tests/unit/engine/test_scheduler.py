@@ -271,3 +271,55 @@ def test_long_prompts_take_half_a_step_beside_an_answer(
     bench.run([answer, prompt], news)
     # 3 + 37, then 1 + 19 beside the answer until 100 tokens are through (37 + 3 * 19 + 6), then it alone
     assert sizes == [40, 20, 20, 20, 7, 1]
+
+
+def test_an_urgent_sequence_is_in_the_next_step_whatever_runs(
+    make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row is taken, the cache as full as it may be, a long prompt would fill the steps, others wait."""
+    # Four rows of 256: three for what runs, the fourth kept.
+    bench, news = make_bench(sequences=8, step_tokens=16, cache_tokens=4 * 256), queue.Queue()
+    urgent_news: queue.Queue[Output | Failure] = queue.Queue()
+    urgent = bench.sequence([5, 6, 7, 8], urgent_news, max_tokens=1, priority=-1)
+    steps: list[int] = []
+    beside: list[int] = []
+    forward = bench.model.forward
+
+    def counted(step: Step, rows: list[int]) -> torch.Tensor:
+        steps.append(step.tokens.numel())
+        if len(steps) == 3:
+            bench.scheduler.submit([urgent])
+        beside.append(step.cache.allocated_tokens)
+        return forward(step, rows)
+
+    monkeypatch.setattr(bench.model, "forward", counted)
+    running = [endless(bench, news, 0), endless(bench, news, 1)]
+    running.append(bench.sequence([3] * 200, news, 2, max_tokens=50, stream=True))
+    waiting = [endless(bench, news, 3), endless(bench, news, 4)]
+    done_at: list[int] = []
+    urgent.listener = lambda one: (done_at.append(len(steps)), urgent_news.put(one))[1]
+    bench.scheduler.submit([*running, *waiting])
+    answer = urgent_news.get(timeout=30)
+    bench.scheduler.abort([*running, *waiting])
+    assert isinstance(answer, Output)
+    assert len(answer.tokens) == 1
+    assert done_at == [4]
+    # 3 + 3 + 10 of the long prompt, then half steps: 1 + 1 + 6 of it; in the fourth 4 are the urgent one's
+    assert steps[:4] == [16, 8, 8, 8]
+    assert max(beside[:4]) <= 4 * 256
+    assert all(one.slot is None and not one.output for one in waiting)
+
+
+def test_the_lowest_priority_goes_first_then_the_first_to_come(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(sequences=1), queue.Queue()
+    priorities = [5, 0, 2, 0, -1]
+    bench.scheduler.submit(
+        [bench.sequence(PROMPTS[0], news, i, max_tokens=1, priority=p) for i, p in enumerate(priorities)]
+    )
+    assert [news.get(timeout=30).index for _ in priorities] == [4, 1, 3, 2, 0]
+
+
+def test_a_sequence_that_needs_the_whole_cache_runs_alone(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(cache_tokens=256), queue.Queue()
+    outputs = bench.run([bench.sequence([1] * 250, news, i, max_tokens=6) for i in range(2)], news)
+    assert all(output.finish_reason is not None for output in outputs)

@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from engine.model import BaseModel
 from engine.prompts import Prompt
 from engine.requests import Engine
+from engine.sequence import Sequence
 from engine.server import LARGE_PROMPTS, create_app
 
 if TYPE_CHECKING:
@@ -273,6 +274,7 @@ def test_models_and_health(http: httpx.Client, model_dir: Path) -> None:
         ("completions", {"prompt": [99999]}, 400, "prompt", "out of vocabulary"),
         ("completions", {"max_tokens": 0}, 400, "max_tokens", "'echo'"),
         ("completions", {"logprobs": 21}, 400, "logprobs", "less than or equal to 20"),
+        ("completions", {"priority": "first"}, 400, "priority", "valid integer"),
         ("completions", {"suffix": "x"}, 400, "suffix", "'suffix' is not supported"),
     ],
 )
@@ -340,6 +342,31 @@ def test_a_large_prompt_holds_up_nobody(
             return (await answer).status_code
 
     assert asyncio.run(both()) == 200
+
+
+def test_a_priority_reaches_the_scheduler(
+    make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench()
+    priorities: list[int] = []
+    submit = bench.scheduler.submit
+
+    def noted(sequences: list[Sequence]) -> None:
+        priorities.extend(one.priority for one in sequences)
+        submit(sequences)
+
+    monkeypatch.setattr(bench.scheduler, "submit", noted)
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app=create_app(Engine("tiny", bench.model, bench.scheduler)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as http:
+            for fields in ({}, {"priority": -1}, {"priority": 3}):
+                body = {"model": "tiny", "messages": MESSAGES, "prompt": "x", "max_tokens": 1, **fields}
+                for path in ("completions", "chat/completions"):
+                    assert (await http.post(f"/v1/{path}", json=body)).status_code == 200
+
+    asyncio.run(ask())
+    assert priorities == [0, 0, -1, -1, 3, 3]
 
 
 def test_a_prompt_as_long_as_the_window_can_be_scored(client: openai.OpenAI) -> None:
