@@ -217,6 +217,7 @@ def test_the_life_of_a_full_version(world: World) -> None:
         assert (adapter["version"], adapter["parent_version"]) == ("v2", "v1")
         world.await_champion("v2")
         quiet = {version: ask(world.client, f"tiny@{version}") for version in ("v0", "v1", "v2")}
+        world.until(lambda: "v2" in {reply.version for reply in load.replies}, "nobody was answered by v2")
     # One process all the while for the version and what lies on it; the candidate's has ended.
     engines = world.engines()
     assert (set(engines), engines[name]) == ({BUILT_IN, str(base), name}, process)
