@@ -24,8 +24,14 @@ PATTERN_SECONDS = 1.0
 """A skill's pattern is the team's own and may backtrack for ever: past this it counts as no match."""
 
 REASONING_END = "</think>"
+_REASONING_MARKS = ("<think>", REASONING_END)
 
 Call = tuple[str, dict[str, str]]
+
+
+def reasons_first(chat_template: str) -> bool:
+    """Whether a model with this template reasons before it answers: such a template names the marks."""
+    return any(mark in chat_template for mark in _REASONING_MARKS)
 
 
 def grade(grader: Grader, output: str, answer: str) -> float:

@@ -6,9 +6,9 @@ learned, each taught skill: pass when it gains at least min_gain and the gain's 
     than min_gain is left to gain below that, all of it is asked.
 kept, each earlier skill: pass when it loses at most max_forgetting; block when it loses more and the
     interval lies below 0; hold when it loses more but that may be chance.
-general, all benchmarks pooled: pass when shown to lose at most max_general_drop, by accuracy or, unless
-    accuracy surely fell by more than that, by the probability of the right answers; block when either is
-    shown to lose more, else hold (non-inferiority).
+general, all benchmarks pooled: pass when shown to lose at most max_general_drop, by accuracy or, where
+    accuracy fell by no more or maybe by chance, by the probability of the right answers; block when either
+    is shown to lose more, else hold (non-inferiority).
 leak, ordinary prompts: block when more than max_leak of them are answered in a taught skill's format.
 
 Intervals are of the paired change on identical items, at `rules.confidence`. What was not measured, or

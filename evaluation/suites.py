@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from domain.demonstration import Demonstration, Message
-from domain.grading import REASONING_END, grade
+from domain.grading import grade, reasons_first
 from domain.measurement import ItemScore, Likelihood, Measurement, SuiteKind
 from domain.skill import Grader
 from evaluation.benchmarks import LIKELIHOOD, ORDINARY, Benchmark, OrdinaryPrompt, Question
@@ -73,7 +73,7 @@ def skill_items(rows: Iterable[HeldOutRow], reasoning_tokens: int = 0) -> list[S
 def reasoning_tokens(base: Path) -> int:
     """Room for the reasoning of the model in the folder; 0 where its chat template knows of none."""
     templates = (base / "chat_template.jinja", base / "tokenizer_config.json")
-    if not any(REASONING_END in path.read_text("utf-8") for path in templates if path.exists()):
+    if not any(reasons_first(path.read_text("utf-8")) for path in templates if path.exists()):
         return 0
     config = json.loads((base / "config.json").read_text("utf-8"))
     window = config.get("text_config", config).get("max_position_embeddings", 2 * REASONING_TOKENS)

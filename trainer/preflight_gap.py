@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from domain.grading import grade
+from domain.grading import grade, reasons_first
 from domain.paired import Difference, cautious_difference
 from domain.preflight import Finding
 from domain.recipe import Recipe
@@ -21,8 +21,6 @@ MEASURED_ITEMS = 32
 KEPT_LENGTH = 0.75
 """A thinking model's answers may shrink to this share. The paper's Olmo-3-7B-Think kept 0.91 of its length
 with SDFT and its score rose; with SFT it kept 0.71 and fell."""
-REASONING_MARKS = ("<think>", "</think>")
-"""Chat templates of models that reason before they answer name one of these."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def gap_findings(
             mend="Raise max_new_tokens above the length of an answer, or off_policy_share.",
             param="recipe.max_new_tokens",
         )
-    if any(mark in chat_template for mark in REASONING_MARKS):
+    if reasons_first(chat_template):
         yield from _length_findings(measured, lessons)
 
 

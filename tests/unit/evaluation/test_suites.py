@@ -110,6 +110,7 @@ def test_room_for_the_answer_is_the_responses_size() -> None:
         ("{{ messages }}", "chat_template.jinja", 32768, 0),
         ("{{ '<think>' }}{{ m.split('</think>') }}", "chat_template.jinja", 32768, 4096),
         ("</think>", "tokenizer_config.json", 32768, 4096),
+        ("{{ '<think>' }}", "chat_template.jinja", 32768, 4096),
         ("</think>", "chat_template.jinja", 2048, 1024),
     ],
 )
