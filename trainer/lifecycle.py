@@ -1,11 +1,13 @@
 """How the process ends: with its worker, or asked by SIGTERM."""
 
 import ctypes
+import logging
 import os
 import signal
 import stat
 import sys
 import threading
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,6 +31,19 @@ def _exit_at_eof() -> None:
     while os.read(0, 4096):
         pass
     os._exit(os.EX_TEMPFAIL)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process with what it printed flushed, and without the interpreter's teardown.
+
+    Once weights were shared out, torch keeps the process group and its threads past destroy_process_group
+    (DTensor's caches hold it), and a thread that wants the interpreter while that is torn down aborts the
+    process ("terminate called without an active exception"), whose work is already done.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class StopRequest:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 import trainer.loading
 from domain.training import StepLine, TrainerLine, TrainingJob
 from trainer import distributed
+from trainer.lifecycle import leave
 from trainer.loading import load_model
 from trainer.run import Interrupted, train
 
@@ -72,3 +73,4 @@ if __name__ == "__main__":
         assert distributed.size() > 1
         for one in PLAN.validate_json(Path(sys.argv[1]).read_bytes()):
             run(one)
+    leave(0)
