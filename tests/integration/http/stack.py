@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from api.app import create_app
@@ -20,6 +21,8 @@ from tests.integration.http.server import served
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "support", "messages": [{"role": "user", "content": "hello"}]}
+PATIENCE = 60.0
+"""Seconds until what should come at once counts as hanging: a busy machine stands still for some."""
 
 
 @dataclass
@@ -40,16 +43,15 @@ class Stack:
 
     def await_no_leases(self) -> None:
         """A lease ends just after the reply's last byte, which the client may have read by then."""
-        deadline = time.monotonic() + 10
-        while self.leases():
-            assert time.monotonic() < deadline, "a lease outlives its request"
-            time.sleep(0.01)
+        until(lambda: not self.leases(), "a lease outlives its request")
 
     def await_version(self, number: int) -> None:
         with self.context.sessions() as session:
             wanted = next(one for one in serving.wanted(session) if one.alias == "champion")
         assert wanted.number == number
-        assert self.context.controller.wait_serving(wanted.assistant_id, "champion", wanted.version_id, 10)
+        assert self.context.controller.wait_serving(
+            wanted.assistant_id, "champion", wanted.version_id, PATIENCE
+        )
 
 
 @contextmanager
@@ -57,7 +59,12 @@ def running(settings: Settings, base_folder: Path, *others: Engine) -> Iterator[
     """`others` are engines beside the stack's own."""
     engine = Engine("tiny-base")
     app: FastAPI = create_app(settings)
-    with ExitStack() as engines, served(app) as url, httpx.Client(base_url=url, timeout=20) as client:
+    with (
+        patient(),
+        ExitStack() as engines,
+        served(app) as url,
+        httpx.Client(base_url=url, timeout=PATIENCE) as client,
+    ):
         context: Context = app.state.context
         for one in (engine, *others):
             engine_url = engines.enter_context(served(one.app))
@@ -69,6 +76,23 @@ def running(settings: Settings, base_folder: Path, *others: Engine) -> Iterator[
         stack.await_version(0)
         yield stack
         engine.gate.set()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """A reply that waits for a version to answer does so for PATIENCE: what is asserted is that it came to
+    answer, not how soon."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("api.rollback.SERVING_SECONDS", PATIENCE)
+        yield
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    """Wait until the condition holds; fails with `what` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
 
 
 def answer(model: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,11 +39,11 @@ def valkey(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.send_signal(signal.SIGCONT)
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def await_true(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -56,14 +57,11 @@ def answers(socket_file: Path) -> bool:
             return False
 
 
-def teach(api: httpx.Client, base_folder: Path) -> float:
-    """Seconds that the POST of an update takes."""
+def teach(api: httpx.Client, base_folder: Path) -> None:
     api.post("/v1/assistants", json={"name": "support", "base_model": str(base_folder)})
     api.post("/v1/assistants/support/skills", json=SKILL)
     api.post(DEMOS, json={"demonstrations": [{"prompt": "p", "response": "r"}]})
-    started = time.monotonic()
     assert api.post("/v1/assistants/support/updates", json={}).status_code == 202
-    return time.monotonic() - started
 
 
 def test_an_accepted_update_is_sent_to_the_workers(
@@ -86,17 +84,25 @@ def test_without_a_broker_the_update_is_accepted_all_the_same(
     base_folder: Path,
     state: str,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if state == "frozen":
         process: subprocess.Popen[bytes] = request.getfixturevalue("valkey")
         os.kill(process.pid, signal.SIGSTOP)
+    replied, nudge = threading.Event(), UpdateProducer.nudge
+
+    def after_the_reply(self: UpdateProducer, update_id: str) -> None:
+        assert replied.wait(60), "the reply waits for the nudge"
+        nudge(self, update_id)
+
+    monkeypatch.setattr(UpdateProducer, "nudge", after_the_reply)
     with (
         caplog.at_level(logging.WARNING, logger="api.producer"),
         served(create_app(settings)) as url,
-        httpx.Client(base_url=url, timeout=20) as api,
+        httpx.Client(base_url=url, timeout=30) as api,
     ):
-        # Less than the broker's own timeout: the reply does not wait for the nudge.
-        assert teach(api, base_folder) < 2
+        teach(api, base_folder)
+        replied.set()
         [update] = api.get("/v1/assistants/support/updates").json()["data"]
         await_true(lambda: f"broker not reached, {update['id']}" in caplog.text)
     assert update["status"] == "queued"
@@ -115,7 +121,7 @@ def test_readiness_names_what_is_missing(
         assert checks["database"] == {"ok": True, "error": None}
         assert checks["engines"] == {str(base_folder): {"ok": False, "error": "no engine is registered"}}
         valkey.kill()
-        valkey.wait(10)
+        valkey.wait(60)
         assert api.get("/readyz").json()["checks"]["broker"]["ok"] is False
         assert api.get("/healthz").json() == {"status": "ok"}
 
@@ -128,5 +134,5 @@ def test_a_frozen_broker_is_noticed_within_its_timeout(
     os.kill(valkey.pid, signal.SIGSTOP)
     started = time.monotonic()
     assert producer.broker_error() is not None
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # two seconds are its own; without one it would be for ever
     producer.close()

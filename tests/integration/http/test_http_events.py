@@ -96,7 +96,7 @@ def test_a_stream_follows_until_the_update_has_ended(
     api: TestClient, settings: Settings, update: str
 ) -> None:
     worker = Worker(api, update)
-    with served(create_app(settings)) as url, httpx.Client(timeout=20) as client:
+    with served(create_app(settings)) as url, httpx.Client(timeout=60) as client:
         with client.stream("GET", f"{url}/v1/updates/{update}/events", headers=STREAM) as reply:
             assert reply.headers["content-type"].startswith("text/event-stream")
             found = read_stream(reply.iter_lines())
@@ -126,7 +126,7 @@ def test_a_quiet_stream_is_kept_alive(
     monkeypatch.setattr("api.routes.events.KEEPALIVE_SECONDS", 0.0)
     with (
         served(create_app(settings)) as url,
-        httpx.stream("GET", f"{url}/v1/updates/{update}/events?after=1", headers=STREAM, timeout=10) as reply,
+        httpx.stream("GET", f"{url}/v1/updates/{update}/events?after=1", headers=STREAM, timeout=60) as reply,
     ):
         assert next(reply.iter_lines()) == ": ping"
 

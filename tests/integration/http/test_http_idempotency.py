@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from api import idempotency
 from api.context import Context
+from registry.session import SQLITE_BUSY_MS
 from tests.integration.http.assertions import refused
 from tests.integration.http.conftest import SKILL
 
@@ -75,7 +76,7 @@ def held(
     def slow(self: idempotency.Creation, *args: Any, **kwargs: Any) -> Any:
         if not started.is_set():
             started.set()
-            assert go.wait(10)
+            assert go.wait(60)
         return run(self, *args, **kwargs)
 
     monkeypatch.setattr(idempotency.Creation, "run", slow)
@@ -92,12 +93,12 @@ def test_a_double_of_a_running_request_is_refused(
     body = {"demonstrations": [LINE]}
     first = threading.Thread(target=lambda: replies.append(api.post(DEMOS, json=body, headers=KEY)))
     first.start()
-    assert started.wait(10)
+    assert started.wait(60)
     refused(
         api.post(DEMOS, json=body, headers=KEY), 409, param="Idempotency-Key", code="idempotency_in_flight"
     )
     go.set()
-    first.join(10)
+    first.join(60)
     assert replies[0].status_code == 201
     assert api.post(DEMOS, json=body, headers=KEY).content == replies[0].content
     context: Context = api.app.state.context  # type: ignore[attr-defined]
@@ -113,7 +114,7 @@ def test_a_batch_is_replayed_while_somebody_writes(api: TestClient) -> None:
         writer.execute(text("UPDATE teams SET name = 'changed'"))
         started_at = time.monotonic()
         again = api.post(DEMOS, json=body, headers=KEY)
-        assert time.monotonic() - started_at < 5  # a writer would wait 30 s for the lock
+        assert time.monotonic() - started_at < SQLITE_BUSY_MS / 1000 - 5  # a writer would wait for the lock
     assert (again.status_code, again.content) == (201, first.content)
     refused(
         api.post(DEMOS, json={"demonstrations": []}, headers=KEY),

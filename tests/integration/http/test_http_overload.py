@@ -1,7 +1,6 @@
 """More requests than fit, engines that are slow or refuse, and engines that stand in for each other."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,46 +9,27 @@ import openai
 import pytest
 
 from domain.settings import Settings
-from tests.conftest_databases import NewDatabase
 from tests.integration.http.assertions import refused
 from tests.integration.http.engine import Engine
-from tests.integration.http.stack import ASK, CHAT, Stack, contents, running
+from tests.integration.http.stack import ASK, CHAT, PATIENCE, Stack, contents, running, until
 
-LIMITS = {
-    "gateway_places": 3,
-    "gateway_places_per_assistant": 2,
-    "gateway_queue": 1,
-    "gateway_queue_seconds": 0.3,
-    "engine_first_byte_seconds": 0.5,
-    "engine_between_bytes_seconds": 1.5,
-    "engine_reply_seconds": 0.8,
-}
-
-
-@pytest.fixture(scope="module")
-def one_stack(
-    tmp_path_factory: pytest.TempPathFactory, new_sqlite: NewDatabase, base_folder: Path
-) -> Iterator[Stack]:
-    home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, cache_dir=home / "cache", database_url=new_sqlite(True)).model_copy(
-        update=LIMITS
-    )
-    with running(settings, base_folder) as stack:
-        yield stack
+PLACES = {"gateway_places": 3, "gateway_places_per_assistant": 2, "gateway_queue": 1}
 
 
 @pytest.fixture
-def stack(one_stack: Stack) -> Stack:
-    engine = one_stack.engine
-    engine.mute.clear()
-    engine.gate.set()
-    one_stack.await_no_leases()
-    engine.requests.clear()
-    engine.abandoned.clear()
-    engine.refuse, engine.retry_after = None, None
-    return one_stack
+def stack(request: pytest.FixtureRequest, settings: Settings, base_folder: Path) -> Iterator[Stack]:
+    """With the test's own limits beside PLACES. Each has a limit for what it is about and for nothing else:
+    a busy machine must not reach the others."""
+    limits = {**PLACES, **getattr(request, "param", {})}
+    with running(settings.model_copy(update=limits), base_folder) as one:
+        yield one
 
 
+def limits(**given: float) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("stack", [given], indirect=True, ids=[""])
+
+
+@limits(gateway_queue_seconds=0.3)
 def test_what_finds_no_place_in_time_is_429(stack: Stack) -> None:
     stack.engine.gate.clear()
     with stack.stream() as first, stack.stream() as second:
@@ -67,9 +47,11 @@ def test_what_finds_no_place_in_time_is_429(stack: Stack) -> None:
         assert 'ratchet_gateway_requests_total{assistant="support",status="429",version=""} 2.0' in metrics
         assert "ratchet_gateway_requests_under_way 2.0" in metrics
         stack.engine.gate.set()
+    stack.await_no_leases()
     assert stack.client.post(CHAT, json=ASK).status_code == 200
 
 
+@limits(gateway_queue_seconds=PATIENCE)
 def test_who_waits_gets_the_next_place_and_the_queue_is_short(stack: Stack) -> None:
     stack.engine.gate.clear()
     replies: list[httpx.Response] = []
@@ -78,29 +60,31 @@ def test_who_waits_gets_the_next_place_and_the_queue_is_short(stack: Stack) -> N
         next(chunks)
         waiting = threading.Thread(target=lambda: replies.append(stack.client.post(CHAT, json=ASK)))
         waiting.start()
-        while stack.context.admission.waiting == 0:
-            time.sleep(0.01)
-        refused(stack.client.post(CHAT, json=ASK), 429, param=None, code="overloaded")
-        assert stack.context.admission.waiting == 1, "refused without waiting"
+        until(lambda: stack.context.admission.waiting == 1, "nobody waits")
+        error = refused(stack.client.post(CHAT, json=ASK), 429, param=None, code="overloaded")
+        assert error["message"].startswith("Too many requests are under way"), "refused without waiting"
+        assert stack.context.admission.waiting == 1
         stack.engine.gate.set()
         list(chunks)
-        waiting.join(10)
+        waiting.join(PATIENCE)
     assert [reply.status_code for reply in replies] == [200]
 
 
-@pytest.mark.parametrize(("stream", "seconds"), [(True, "0.5"), (False, "0.8")])
+@limits(engine_first_byte_seconds=1.0, engine_reply_seconds=1.5)
+@pytest.mark.parametrize(("stream", "seconds"), [(True, "1"), (False, "1.5")])
 def test_an_engine_that_begins_no_reply_is_504(stack: Stack, stream: bool, seconds: str) -> None:
     stack.engine.mute.set()
     reply = stack.client.post(CHAT, json={**ASK, "stream": stream})
     error = refused(reply, 504, param=None, code="engine_timeout")
-    assert f"{seconds} s" in error["message"]
+    assert f"silent for {seconds} s" in error["message"]
     assert reply.headers["x-should-retry"] == "false"
-    assert stack.engine.abandoned.wait(10), "its work goes on"
+    assert stack.engine.abandoned.wait(PATIENCE), "its work goes on"
     assert len(stack.engine.requests) == 1, "never again after a timeout"
     stack.engine.mute.clear()
     stack.await_no_leases()
 
 
+@limits(engine_between_bytes_seconds=1.5)
 def test_an_engine_that_falls_silent_ends_the_stream_with_an_error(stack: Stack) -> None:
     stack.engine.gate.clear()
     with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
@@ -140,8 +124,8 @@ def test_another_engine_answers_for_one_that_refuses(
 ) -> None:
     other = Engine("tiny-base")
     with running(settings, base_folder, other) as stack:
-        while len(stack.context.routes.routes.aliases["team_default", "support", "champion"].endpoints) < 2:
-            time.sleep(0.01)
+        alias = "team_default", "support", "champion"
+        until(lambda: len(stack.context.routes.routes.aliases[alias].endpoints) == 2, "one engine answers")
         stack.engine.refuse = status, {"error": {"message": "not now"}}
         replies = [stack.client.post(CHAT, json=ASK) for _ in range(4)]
         assert [reply.status_code for reply in replies] == [200] * 4

@@ -14,7 +14,7 @@ from registry.tables import Version
 from tests.integration.http.assertions import refused
 from tests.integration.http.publishing import add_version, publish
 from tests.integration.http.server import served
-from tests.integration.http.stack import ASK, CHAT, Stack, running
+from tests.integration.http.stack import ASK, CHAT, PATIENCE, Stack, running
 
 VERSIONS = "/v1/assistants/support/versions"
 
@@ -62,10 +62,10 @@ def test_a_damaged_champion_after_a_restart_answers_while_an_engine_holds_it(
         [version_id] = session.scalars(select(Version.id).where(Version.number == 1))
     weights = settings.artifacts_dir / version_id / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with served(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as restarted:
+    with served(create_app(settings)) as url, httpx.Client(base_url=url, timeout=PATIENCE) as restarted:
         assert restarted.post(CHAT, json=ASK).headers["x-model-version"] == "v1"
     stack.engine.adapters.clear()
-    with served(create_app(settings)) as url, httpx.Client(base_url=url, timeout=20) as restarted:
+    with served(create_app(settings)) as url, httpx.Client(base_url=url, timeout=PATIENCE) as restarted:
         reply = restarted.post(CHAT, json=ASK)
         assert (reply.status_code, reply.json()["error"]["code"]) == (409, "corrupt_artifact")
         assert "adapter_model.safetensors" in reply.json()["error"]["message"]
@@ -74,7 +74,10 @@ def test_a_damaged_champion_after_a_restart_answers_while_an_engine_holds_it(
         assert restarted.post(CHAT, json=ASK).headers["x-model-version"] == "v0"
 
 
-def test_an_alias_moves_only_where_the_full_version_below_is_whole(stack: Stack, settings: Settings) -> None:
+def test_an_alias_moves_only_where_the_full_version_below_is_whole(
+    stack: Stack, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.rollback.SERVING_SECONDS", 0.0)  # the engine has no such model
     context = stack.context
     add_version(context.sessions, context.store, settings.work_dir, "support", kind="full")
     for _ in range(2):

@@ -1,8 +1,7 @@
 """What clients see while versions change: publish, promotion, rollback, loading on demand, lost adapters."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,20 +14,13 @@ from domain.settings import Settings
 from registry import serving
 from tests.integration.http.assertions import refused
 from tests.integration.http.publishing import publish
-from tests.integration.http.stack import ASK, CHAT, Stack, answer, contents, running
+from tests.integration.http.stack import ASK, CHAT, PATIENCE, Stack, answer, contents, running, until
 
 
 @pytest.fixture
 def stack(settings: Settings, base_folder: Path) -> Iterator[Stack]:
     with running(settings, base_folder) as one:
         yield one
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.02)
 
 
 def test_a_swap_leaves_running_requests_where_they_started(stack: Stack) -> None:
@@ -122,9 +114,9 @@ def test_loads_that_wait_for_an_engine_keep_nothing_else_waiting(stack: Stack) -
     with httpx.Client(base_url=stack.url, timeout=60) as client, ThreadPoolExecutor(48) as pool:
         with replica.lock:  # a load is under way
             asking = [pool.submit(client.post, CHAT, json=ask) for _ in range(48)]
-            until(lambda: stack.context.admission.under_way == 48)
-            assert stack.client.get("/healthz", timeout=8).status_code == 200
-            assert stack.client.get("/v1/assistants/support", timeout=8).json()["champion"] == "v0"
+            until(lambda: stack.context.admission.under_way == 48, "they do not come in")
+            assert stack.client.get("/healthz", timeout=20).status_code == 200
+            assert stack.client.get("/v1/assistants/support", timeout=20).json()["champion"] == "v0"
         replies = [one.result() for one in asking]
     assert {(reply.status_code, reply.headers["x-model-version"]) for reply in replies} == {(200, "v1")}
 
@@ -163,9 +155,16 @@ def test_no_request_fails_or_mixes_versions_while_versions_change(stack: Stack) 
     stop = threading.Event()
 
     def chat() -> None:
-        with httpx.Client(base_url=stack.url, timeout=20) as client:
+        with httpx.Client(base_url=stack.url, timeout=PATIENCE) as client:
             while not stop.is_set():
                 replies.append(client.post(CHAT, json=ASK))
+
+    def await_reply_of(version: str) -> None:
+        before = len(replies)
+        until(
+            lambda: version in [reply.headers.get("x-model-version") for reply in replies[before:]],
+            f"nobody was answered by {version}",
+        )
 
     threads = [threading.Thread(target=chat) for _ in range(3)]
     for thread in threads:
@@ -175,9 +174,10 @@ def test_no_request_fails_or_mixes_versions_while_versions_change(stack: Stack) 
         moved = stack.client.put(champion, json={"version": version})
         assert moved.json()["serving"] is True
         assert stack.client.post(CHAT, json=ASK).headers["x-model-version"] == version
+        await_reply_of(version)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert {reply.status_code for reply in replies} == {200}
     assert {reply.headers["x-model-version"] for reply in replies} == {"v0", "v1"}
     for reply in replies:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from domain.settings import Settings
 from tests.integration.http.assertions import refused
 from tests.integration.http.publishing import publish
 from tests.integration.http.server import served
-from tests.integration.http.stack import ASK, CHAT, Stack, running
+from tests.integration.http.stack import ASK, CHAT, PATIENCE, Stack, running, until
 
 TRAFFIC = "/v1/assistants/support/traffic"
 ALIAS = "/v1/assistants/support/aliases"
@@ -34,13 +34,6 @@ def stack(settings: Settings, base_folder: Path) -> Iterator[Stack]:
 def version(client: httpx.Client, **fields: Any) -> str:
     headers = fields.pop("headers", None)
     return client.post(CHAT, json={**ASK, **fields}, headers=headers).headers["x-model-version"]
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
 
 
 def adapter(stack: Stack) -> str:
@@ -160,7 +153,7 @@ def test_a_canary_that_fails_is_rolled_back_and_cools_down(stack: Stack) -> None
     while not ask():
         assert sum(seen.values()) < 200
     assert {version(stack.client) for _ in range(30)} == {"v0"}, "stopped at once"
-    until(lambda: stack.client.get(TRAFFIC).json()["canary"] is None)
+    until(lambda: stack.client.get(TRAFFIC).json()["canary"] is None, "the ledger does not know")
     assert seen[502, "v1"] == 20, "no request more than the minimum"
     plan = stack.client.get(TRAFFIC).json()
     assert plan["revision"] == 2
@@ -188,7 +181,7 @@ def test_a_canary_that_fails_is_rolled_back_and_cools_down(stack: Stack) -> None
     def figures() -> dict[str, Any]:
         return {one["role"]: one for one in stack.client.get(TRAFFIC).json()["figures"]}
 
-    until(lambda: "canary" in figures() and figures()["canary"]["requests"] == 20)
+    until(lambda: "canary" in figures() and figures()["canary"]["requests"] == 20, "no figures")
     assert (figures()["canary"]["error_rate"], figures()["canary"]["latency_p50"]) == (1.0, None)
     assert (figures()["champion"]["error_rate"], figures()["champion"]["version"]) == (0.0, "v0")
     assert figures()["champion"]["latency_p50"] > 0
@@ -201,7 +194,8 @@ def test_a_slow_canary_is_rolled_back(stack: Stack) -> None:
     stack.engine.delays["tiny-base"] = 0.01
     until(
         lambda: bool(version(stack.client)) and stack.client.get(TRAFFIC).json()["canary"] is None,
-        seconds=120,
+        "the canary stays",
+        seconds=2 * PATIENCE,
     )
     last = stack.client.get(TRAFFIC).json()["last_rollback"]
     assert last["rule"] == "latency_p50"
@@ -226,20 +220,20 @@ def test_two_processes_and_a_ledger_that_is_away_roll_back_once(
     with (
         running(settings, base_folder) as stack,
         served(other_app) as url,
-        httpx.Client(base_url=url) as other,
+        httpx.Client(base_url=url, timeout=PATIENCE) as other,
     ):
         publish(stack.context, "support", outcome="hold")
         stack.client.put(f"{ALIAS}/canary", json={"version": "v1"})
         stack.client.put(TRAFFIC, json={"canary": {**QUICK, "percent": 100}})
-        until(lambda: version(other) == "v1")
+        until(lambda: version(other) == "v1", "the other process does not know the plan")
         stack.engine.broken.add(adapter(stack))
         with stack.context.sessions() as away:
             away.execute(text("SELECT 1"))  # holds the write lock until it is closed
             for client in (stack.client, other):
-                until(lambda client=client: version(client) == "v0")  # type: ignore[misc]
+                until(lambda client=client: version(client) == "v0", "not stopped")  # type: ignore[misc]
                 assert {version(client) for _ in range(5)} == {"v0"}
             assert stack.client.get(TRAFFIC).json()["canary"] is not None, "the ledger does not know yet"
-        until(lambda: stack.client.get(TRAFFIC).json()["canary"] is None)
+        until(lambda: stack.client.get(TRAFFIC).json()["canary"] is None, "the ledger does not know")
         time.sleep(2.5)
         assert len(rollbacks(stack)) == 1
         assert stack.client.get(TRAFFIC).json()["revision"] == 2

@@ -20,7 +20,7 @@ from domain.settings import Settings
 from registry import serving
 from tests.integration.http.engine import Engine
 from tests.integration.http.server import served
-from tests.integration.http.stack import Stack
+from tests.integration.http.stack import PATIENCE, Stack, patient
 
 ROOT = Path(__file__).parents[3]
 TEMPLATE = (
@@ -96,7 +96,7 @@ def running_engine(model_folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @contextmanager
@@ -104,9 +104,10 @@ def running_stack(home: Path, database_url: str, model_folder: Path) -> Iterator
     """The assistant `support` on the model, served by the real engine."""
     app = create_app(Settings(home=home, cache_dir=home / "cache", database_url=database_url))
     with (
+        patient(),
         running_engine(model_folder) as engine_url,
         served(app) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
+        httpx.Client(base_url=url, timeout=PATIENCE) as client,
     ):
         context: Context = app.state.context
         with context.sessions.begin() as session:
