@@ -222,9 +222,21 @@ def _in_parallel(
     completer: Completer, ask: Callable[[Asked], Answer], items: Sequence[Asked]
 ) -> list[Answer]:
     """In order. The first error ends it: what was not yet asked is not asked any more."""
+    failures: list[Exception] = []
+
+    def ask_unless_one_failed(item: Asked) -> Answer:
+        if failures:
+            raise failures[0]
+        try:
+            return ask(item)
+        except Exception as failure:
+            # Known to the other threads before this one goes on, whenever the caller's comes to hear of it.
+            failures.append(failure)
+            raise
+
     pool = ThreadPoolExecutor(completer.concurrency)
     try:
-        return list(pool.map(ask, items))
+        return list(pool.map(ask_unless_one_failed, items))
     finally:
         pool.shutdown(cancel_futures=True)
 
