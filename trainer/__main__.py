@@ -22,7 +22,7 @@ from domain.training import FailedLine, PreflightLine, RefusedLine, TrainerLine,
 from trainer import distributed
 from trainer.dry_run import preflight
 from trainer.launch import launch
-from trainer.lifecycle import StopRequest, die_with_parent, leave
+from trainer.lifecycle import StopRequest, die_with_parent, run_to_end
 from trainer.preflight import refuse
 from trainer.run import Interrupted, train
 
@@ -66,7 +66,4 @@ def emit(line: TrainerLine) -> None:
 
 
 if __name__ == "__main__":
-    status = main()
-    if distributed.launched():
-        leave(status)
-    sys.exit(status)
+    run_to_end(main)

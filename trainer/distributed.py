@@ -9,6 +9,7 @@ torchrun there is one process, and each function returns what it was given.
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,17 +31,35 @@ def launched() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Meet the other processes that torchrun started, if any; part from them at the end."""
+    """Meet the other processes that torchrun started, if any; at the end wait for all, and part.
+
+    For torchrun ends the others as soon as one has ended with another status than 0, and the first process
+    may still be writing a checkpoint then, or saying why. After an exception nobody is waited for or parted
+    from, as both could hang: the others fail when this process's end closes its connections.
+    """
     if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    any_of(False)
+    dist.destroy_process_group()
+
+
+def fails_first() -> bool:
+    """Whether no other process of this launch has asked before: whose error made theirs. To be asked before
+    the others can learn of it, once."""
+    if not launched():
+        return True
     try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        (Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1] / "failed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk, which may be the error itself
+        return True
+    return True
 
 
 def rank() -> int:

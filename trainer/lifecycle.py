@@ -7,7 +7,11 @@ import signal
 import stat
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from typing import NoReturn
+
+from trainer import distributed
 
 PR_SET_PDEATHSIG = 1
 
@@ -31,6 +35,24 @@ def _exit_at_eof() -> None:
     while os.read(0, 4096):
         pass
     os._exit(os.EX_TEMPFAIL)
+
+
+def run_to_end(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and leave with its status, or with 1 after an exception, which goes to standard error.
+
+    Of processes that train together the first to fail tells where: in the others it is only a closed
+    connection, and their tracebacks would bury the reason in the log.
+    """
+    try:
+        status = main()
+    except Exception as error:
+        status = 1
+        if distributed.fails_first():
+            traceback.print_exc()
+        else:
+            summary = traceback.format_exception_only(error)[-1].strip()
+            print(f"trainer process {distributed.rank()} failed after another: {summary}", file=sys.stderr)
+    leave(status)
 
 
 def leave(status: int) -> NoReturn:

@@ -11,6 +11,7 @@ from domain.paired import Difference, cautious_difference
 from domain.preflight import Finding
 from domain.recipe import Recipe
 from domain.skill import Grader
+from trainer import distributed
 from trainer.contexts import Lesson
 from trainer.methods import plan_of
 from trainer.model import Model, Role
@@ -200,10 +201,14 @@ def _answers(
 ) -> Answers:
     with model.using(role):
         drawn = sample(model, prompts, [recipe.max_new_tokens] * len(prompts), GREEDY)
-    scores = [
-        grade(grader, model.text(answer.tokens), lesson.demonstration.answer)
-        for (grader, lesson), answer in zip(items, drawn, strict=True)
-    ]
+    # Processes that train together decide by the scores, and a pattern near its time limit may match in one
+    # and not in another.
+    scores = distributed.by_first(
+        lambda: [
+            grade(grader, model.text(answer.tokens), lesson.demonstration.answer)
+            for (grader, lesson), answer in zip(items, drawn, strict=True)
+        ]
+    )
     return Answers(scores, [len(answer.tokens) for answer in drawn], [answer.truncated for answer in drawn])
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 import trainer.loading
 from domain.training import StepLine, TrainerLine, TrainingJob
 from trainer import distributed
-from trainer.lifecycle import leave
+from trainer.lifecycle import run_to_end
 from trainer.loading import load_model
 from trainer.run import Interrupted, train
 
@@ -67,10 +67,14 @@ def run(planned: Planned) -> None:
         assert planned.stop_after is not None
 
 
-if __name__ == "__main__":
+def main() -> int:
     trainer.loading.compute_dtype = lambda: torch.float32
     with distributed.joined():
         assert distributed.size() > 1
         for one in PLAN.validate_json(Path(sys.argv[1]).read_bytes()):
             run(one)
-    leave(0)
+    return 0
+
+
+if __name__ == "__main__":
+    run_to_end(main)
