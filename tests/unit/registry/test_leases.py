@@ -62,15 +62,18 @@ def test_a_paused_update_does_not_hold_up_the_ones_behind_it(ledger: Ledger) -> 
 def test_the_lease_is_in_database_time_and_a_heartbeat_extends_it(ledger: Ledger) -> None:
     assistant = ledger.assistant()
     (update,) = queue(ledger, assistant, ledger.skill(assistant), 1)
+    with ledger.begin() as session:
+        before = db_now(session)
     claim = ledger.must_claim(update, lease_seconds=40)
     with ledger.begin() as session:
         row = session.scalars(select(Update)).one()
-        assert row.lease_until == pytest.approx(db_now(session) + 40, abs=5)
-        assert row.started_at == pytest.approx(db_now(session), abs=5)
+        claimed = db_now(session)
+        assert before <= row.started_at <= claimed
+        assert before + 40 <= row.lease_until <= claimed + 40
         assert row.claimed_by == "w"
         updates.heartbeat(session, claim, 400)
         session.expire_all()
-        assert row.lease_until == pytest.approx(db_now(session) + 400, abs=5)
+        assert claimed + 400 <= row.lease_until <= db_now(session) + 400
     assert claimable(ledger) == []
 
 
@@ -78,7 +81,7 @@ def test_a_lease_that_runs_out_is_taken_over_and_the_late_worker_changes_nothing
     assistant = ledger.assistant()
     (update,) = queue(ledger, assistant, ledger.skill(assistant), 1)
     late = ledger.must_claim(update, lease_seconds=0.05)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while claimable(ledger) != [update.id]:
         assert time.monotonic() < deadline
     current = ledger.must_claim(update)
@@ -196,7 +199,7 @@ def test_workers_that_stall_and_die_lose_and_repeat_nothing(ledger: Ledger) -> N
     stale: list[Claim] = []
 
     def work(n: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         turn = n
         while time.monotonic() < deadline:
             ids = claimable(ledger, TIRELESS)

@@ -19,7 +19,7 @@ def test_clock_is_the_databases_and_moves_within_a_transaction(ledger: Ledger) -
         before = time.time()
         first = db_now(session)
         while db_now(session) == first:
-            assert time.time() - before < 5
+            assert time.time() - before < 60
         assert before - 0.01 <= first <= db_now(session) <= time.time() + 0.01
 
 
@@ -81,7 +81,7 @@ def test_upgrade_finds_its_migrations_from_any_folder(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
         check=True,
-        timeout=60,
+        timeout=240,
     )
     engine = make_engine(url)
     assert "serving_states" in inspect(engine).get_table_names()

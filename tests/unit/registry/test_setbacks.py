@@ -11,7 +11,9 @@ from registry.session import db_now
 from registry.tables import Update
 from tests.unit.registry.steps import TEAM, Ledger, lines
 
-PATIENCE = Patience(tries=3, first_seconds=40, most_seconds=60)
+PATIENCE = Patience(tries=3, first_seconds=4000, most_seconds=6000)
+SOON = 100.0
+"""Seconds: little beside these waits, and more than a busy machine takes between two steps of a test."""
 FULL = {"code": "disk_full", "message": "No space left.", "param": None}
 
 
@@ -55,16 +57,16 @@ def test_an_update_that_kills_every_worker_ends_after_so_many(ledger: Ledger) ->
     second = claim(ledger, update)  # the first take-over follows the lease at once
     assert second is not None
     assert ledger.read(update).setbacks == 1
-    lose(ledger, 39)
+    lose(ledger, 4000 - SOON)
     assert claimable(ledger) == []
     assert claim(ledger, update) is None
-    lose(ledger, 41)
+    lose(ledger, 4001)
     assert claimable(ledger) == [update.id]
     with ledger.begin() as session:
         updates.set_phase(session, second, Phase.TRAINING)
     assert claim(ledger, update) is not None
     assert ledger.read(update).setbacks == 2
-    lose(ledger, 61)
+    lose(ledger, 6001)
     assert claim(ledger, update) is None
     ended = ledger.read(update)
     assert (ended.status, ended.setbacks, ended.fence, ended.lease_until) == ("failed", 3, 4, None)
@@ -96,7 +98,7 @@ def test_one_that_has_published_succeeds_whatever_became_of_its_workers(ledger: 
     assert granted is not None
     version = ledger.publish(granted)
     for _ in range(3):
-        lose(ledger, 100)
+        lose(ledger, 6001)
         claim(ledger, update)
     ended = ledger.read(update)
     assert (ended.status, ended.version_id, ended.error) == ("succeeded", version.id, None)
@@ -104,18 +106,18 @@ def test_one_that_has_published_succeeds_whatever_became_of_its_workers(ledger: 
 
 def test_a_failure_that_may_pass_is_tried_again_later(ledger: Ledger) -> None:
     update = queued(ledger)
-    for tried, wait in ((1, 40), (2, 60)):
+    for tried, wait in ((1, 4000), (2, 6000)):
         granted = claim(ledger, update)
         assert granted is not None
         with ledger.begin() as session:
             row = updates.retry_later(session, granted, FULL, PATIENCE)
             assert (row.status, row.setbacks, row.lease_until) == ("queued", tried, None)
-            assert row.not_before == pytest.approx(db_now(session) + wait, abs=5)
+            assert row.not_before == pytest.approx(db_now(session) + wait, abs=SOON)
         with pytest.raises(StaleFence):
             ledger.publish(granted)
-        pass_time(ledger, wait - 10)
+        pass_time(ledger, wait - SOON)
         assert claim(ledger, update) is None
-        pass_time(ledger, 10)
+        pass_time(ledger, SOON)
         assert claimable(ledger) == [update.id]
     granted = claim(ledger, update)
     assert granted is not None
@@ -127,8 +129,8 @@ def test_a_failure_that_may_pass_is_tried_again_later(ledger: Ledger) -> None:
     with ledger.begin() as session:
         told = [e.message for e in events.list_events(session, update, 0, 99) if e.level == "warning"]
     assert told == [
-        "Trying again in 40 s (1 of 3 tries): No space left.",
-        "Trying again in 60 s (2 of 3 tries): No space left.",
+        "Trying again in 4000 s (1 of 3 tries): No space left.",
+        "Trying again in 6000 s (2 of 3 tries): No space left.",
     ]
 
 

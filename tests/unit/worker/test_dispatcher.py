@@ -121,7 +121,7 @@ def test_a_sweep_waits_for_no_writer_and_holds_up_none(scene: Scene) -> None:
         writer.execute(text("UPDATE teams SET name = 'changed'"))
         started_at = time.monotonic()
         assert scene.dispatcher.sweep() == [update]
-        assert time.monotonic() - started_at < 5  # a writer would wait 30 s for the lock
+        assert time.monotonic() - started_at < 25  # a writer would wait 30 s for the lock
 
 
 def test_housekeeping_looks_without_the_write_lock(scene: Scene, tmp_path: Path) -> None:
@@ -131,4 +131,4 @@ def test_housekeeping_looks_without_the_write_lock(scene: Scene, tmp_path: Path)
         started_at = time.monotonic()
         assert housekeeper.prunable() == []
         assert housekeeper.unneeded(["ver_nobody"]) == ["ver_nobody"]
-        assert time.monotonic() - started_at < 5
+        assert time.monotonic() - started_at < 25

@@ -48,7 +48,7 @@ def ledger(new_sqlite: NewDatabase) -> Iterator[Ledger]:
     made.engine.dispose()
 
 
-def until(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+def until(condition, seconds: float = 60.0) -> None:  # type: ignore[no-untyped-def]
     """Wait until the condition holds; fail when it does not in time."""
     pause = threading.Event()
     for _ in range(int(seconds / 0.02)):
