@@ -74,7 +74,7 @@ class SwapController:
         self._idle_seconds = idle_seconds
 
         self._busy: set[Replica] = set()
-        """Guarded by the fleet's lock."""
+        """Those with a round on its way. Guarded by the fleet's lock."""
         self._reading = threading.Lock()
         self._informed = True
         """Whether the ledger could be read when the last round looked."""
@@ -134,7 +134,6 @@ class SwapController:
                 replica.lock.release()
         else:
             raise problem
-        self._fleet.flip()
         self.nudge()
 
     def _run(self) -> None:
@@ -178,11 +177,17 @@ class SwapController:
     def _start_work(self) -> None:
         with self._fleet.lock:
             idle = [replica for replica in self._fleet.replicas.values() if replica not in self._busy]
-            self._busy.update(idle)
         for replica in idle:
-            threading.Thread(
-                target=self._work, args=(replica,), name=f"swap-{replica.url}", daemon=True
-            ).start()
+            with self._fleet.lock:
+                self._busy.add(replica)
+            try:
+                threading.Thread(
+                    target=self._work, args=(replica,), name=f"swap-{replica.url}", daemon=True
+                ).start()
+            except RuntimeError:
+                with self._fleet.lock:
+                    self._busy.discard(replica)
+                raise
 
     def _work(self, replica: Replica) -> None:
         """One round on one replica."""
@@ -210,7 +215,7 @@ class SwapController:
                 self.nudge()
 
     def _load_missing(self, replica: Replica, present: set[str]) -> None:
-        """Bring up what is needed and flip after each; what fails is remembered and stops nothing else."""
+        """Bring up what is needed, one by one; what fails is remembered and stops nothing else."""
         with self._fleet.lock:
             needed = {replica.engine_model(version): version for version in self._fleet.needed(replica)}
         for version in needed.values():
@@ -218,7 +223,6 @@ class SwapController:
                 self._bring_up(replica, version, present)
             except RatchetError as error:
                 logger.debug("%s", error.message)
-            self._fleet.flip()
             self._recorder.tell_changes()
 
     def _present(self, replica: Replica) -> set[str]:

@@ -81,30 +81,34 @@ class Fleet:
     def flip(self) -> None:
         """Route every alias to its wanted version where a replica acknowledges that, else leave it."""
         with self.changed:
-            aliases = {}
-            for key, wanted in self._wanted.items():
-                before = self._serving.get(key)
-                chosen = wanted
-                route = self._route(wanted)
-                if route is None and before is not None:
-                    chosen, route = before, self._route(before)
-                if route is None:
-                    continue
-                if before is None or before.version_id != chosen.version_id:
-                    logger.info("%s@%s -> v%d", wanted.assistant_name, wanted.alias, chosen.number)
-                self._serving[key] = chosen
-                aliases[wanted.team_id, wanted.assistant_name, wanted.alias] = route
-            for key in self._serving.keys() - self._wanted.keys():
-                del self._serving[key]
-            versions = {}
-            for version in list(self._loaded.values()):
-                route = self._route(version)
-                if route is None:
-                    del self._loaded[version.version_id]
-                else:
-                    versions[version.team_id, version.assistant_name, version.number] = route
-            self.routes.replace(Routes(aliases, versions))
-            self.changed.notify_all()
+            self._flip()
+
+    def _flip(self) -> None:
+        """With `lock` held."""
+        aliases = {}
+        for key, wanted in self._wanted.items():
+            before = self._serving.get(key)
+            chosen = wanted
+            route = self._route(wanted)
+            if route is None and before is not None:
+                chosen, route = before, self._route(before)
+            if route is None:
+                continue
+            if before is None or before.version_id != chosen.version_id:
+                logger.info("%s@%s -> v%d", wanted.assistant_name, wanted.alias, chosen.number)
+            self._serving[key] = chosen
+            aliases[wanted.team_id, wanted.assistant_name, wanted.alias] = route
+        for key in self._serving.keys() - self._wanted.keys():
+            del self._serving[key]
+        versions = {}
+        for version in list(self._loaded.values()):
+            route = self._route(version)
+            if route is None:
+                del self._loaded[version.version_id]
+            else:
+                versions[version.team_id, version.assistant_name, version.number] = route
+        self.routes.replace(Routes(aliases, versions))
+        self.changed.notify_all()
 
     def wait_serving(self, assistant_id: str, alias: str, version_id: str, timeout: float) -> bool:
         """Whether the version answers for the alias within `timeout` seconds."""
@@ -119,14 +123,16 @@ class Fleet:
             return self.changed.wait_for(serving, timeout)
 
     def acknowledge(self, replica: Replica, version: WantedVersion) -> None:
-        """The replica has answered a probe as `version`."""
+        """The replica has answered a probe as `version`, and is routed to from the moment that anybody who
+        asks what serves is told so."""
         name = replica.engine_model(version)
-        with self.lock:
+        with self.changed:
             replica.acknowledged.add(name)
             replica.failures.pop(name, None)
             self._loaded[version.version_id] = version
             self._asked.pop(version.checkpoint_id or "", None)
             self.routes.touch(replica.endpoint(version))
+            self._flip()
 
     def release_idle_checkpoint(self, replica: Replica, idle_seconds: float) -> None:
         """A replica that runs a full version which nothing wants, nobody holds and nobody used for so long

@@ -25,6 +25,10 @@ SIZES = {"q_proj": (8, 8), "v_proj": (8, 4), "down_proj": (12, 8)}
 """(inputs, outputs) under BASE_CONFIG, worked out by hand: head size 4, one shared key-value head."""
 
 
+PATIENCE = 60.0
+"""Seconds after which something is not late but missing: a busy machine may stand still for ten."""
+
+
 def adapter_tensors(rank: int = 2) -> dict[str, np.ndarray]:
     tensors = {}
     for layer in range(2):
@@ -142,9 +146,9 @@ class EngineServer:
         with self.lock:
             return sum(1 for call in self.calls if call[0] == verb and name in (None, call[1]))
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_for(self, condition: Callable[[], bool]) -> None:
         with self.lock:
-            assert self.lock.wait_for(condition, seconds), "the engine never came to this state"
+            assert self.lock.wait_for(condition, PATIENCE), "the engine never came to this state"
 
     def get(self, path: str) -> tuple[int, Any]:
         with self.lock:
@@ -167,7 +171,7 @@ class EngineServer:
                 self.failed_chats += 1
                 return _error(404, f"The model `{body['model']}` does not exist.")
         if path == "/v1/chat/completions":
-            assert self.chat_gate.wait(20)
+            assert self.chat_gate.wait(PATIENCE)
             content = f"{body['model']} says {body['messages'][-1]['content']}"
             return 200, {"choices": [{"message": {"role": "assistant", "content": content}}]}
         return 200, self._complete(body)
@@ -220,6 +224,14 @@ class EngineServer:
 
 def _error(status: int, message: str) -> tuple[int, Any]:
     return status, {"error": {"message": message, "type": "Error", "param": None, "code": status}}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is held up, as all of this process may be, is not taken for one that is away, and a
+    controller that stops leaves no thread behind."""
+    monkeypatch.setattr("serving.client.QUICK_SECONDS", PATIENCE)
+    monkeypatch.setattr("serving.controller.STOP_SECONDS", PATIENCE)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from domain.errors import EngineUnavailable
 from domain.version import ModelName
 from serving import demands
 from serving.demands import Demands
-from tests.unit.serving.conftest import EngineServer
+from tests.unit.serving.conftest import PATIENCE, EngineServer
 from tests.unit.serving.test_controller import Ledger, Replica, Stand, Version
 
 FULL = Version(2, "f" * 64, "helper-v2-ffffffff", kind="full", checkpoint_id="ver_2")
@@ -39,7 +39,7 @@ def register(stand: Stand) -> None:
 
 def wait_demand(stand: Stand, expected: list[str]) -> None:
     with stand.ledger.changed:
-        assert stand.ledger.changed.wait_for(lambda: expected in stand.ledger.demanded, 10)
+        assert stand.ledger.changed.wait_for(lambda: expected in stand.ledger.demanded, PATIENCE)
 
 
 def test_the_old_version_serves_until_the_checkpoint_s_engine_has_answered_a_probe(pair: Stand) -> None:
@@ -52,7 +52,7 @@ def test_the_old_version_serves_until_the_checkpoint_s_engine_has_answered_a_pro
     assert told[1] is not None
     assert "'helper@v2' is starting" in told[1]
     register(pair)
-    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", 10)
+    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", PATIENCE)
     assert pair.answer() == (2, f"{FULL.served_name} says hi")
     assert pair.ledger.wait_recorded(lambda version, _: version == "ver_2") == ("ver_2", None)
     assert second(pair).count("load") == 0
@@ -82,7 +82,7 @@ def test_rolled_back_it_stays_asked_for_while_somebody_holds_it(
     assert pair.answer()[0] == 0
     before = len(pair.ledger.demanded)
     with pair.ledger.changed:  # still asked for, several rounds later
-        assert pair.ledger.changed.wait_for(lambda: len(pair.ledger.demanded) > before + 2, 10)
+        assert pair.ledger.changed.wait_for(lambda: len(pair.ledger.demanded) > before + 2, PATIENCE)
         assert pair.ledger.demanded[-1] == ["ver_2"]
     assert pair.answer("helper@v2")[0] == 2
     held.release()
@@ -101,9 +101,9 @@ def test_back_and_forth_does_not_wait_for_a_start(pair: Stand) -> None:
     pair.start_on_base(idle_seconds=30)
     register(pair)
     for _ in range(3):
-        assert pair.serve(FULL, seconds=5)
+        assert pair.serve(FULL)
         assert pair.answer()[0] == 2
-        assert pair.serve(Version(0, None, "base", kind="base"), seconds=5)
+        assert pair.serve(Version(0, None, "base", kind="base"))
         assert pair.answer()[0] == 0
 
 
@@ -124,8 +124,8 @@ def test_a_request_for_a_version_without_an_engine_asks_for_one_and_is_told(pair
         pair.controller.ensure_loaded(FULL)
     wait_demand(pair, ["ver_2"])
     register(pair)
-    pair.controller.ensure_loaded(FULL)
-    assert pair.answer("helper@v2") == (2, f"{FULL.served_name} says hi")
+    with pair.lease_on_demand(FULL):
+        assert pair.answer("helper@v2") == (2, f"{FULL.served_name} says hi")
     assert pair.answer()[0] == 0
     wait_demand(pair, [])  # nobody used it for `idle_seconds` since: not kept as long as a start may take
 
@@ -135,10 +135,10 @@ def test_after_a_restart_the_version_before_answers_until_the_engine_has_started
     pair.ledger.served_before = [v1]
     pair.ledger.point(FULL)
     pair.start()
-    assert pair.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert pair.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert pair.answer() == (1, f"{v1.served_name} says hi")
     register(pair)
-    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", 10)
+    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", PATIENCE)
     assert pair.answer()[0] == 2
 
 
@@ -156,7 +156,7 @@ def test_when_its_engine_dies_and_comes_back_elsewhere_the_route_follows(pair: S
     pair.engines[1] = engines()
     second(pair).base = FULL.served_name
     register(pair)
-    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", 10)
+    assert pair.controller.wait_serving("asst_1", "champion", "ver_2", PATIENCE)
     assert pair.answer()[0] == 2
 
 

@@ -18,8 +18,11 @@ from domain.errors import CorruptArtifact, EngineUnavailable
 from domain.version import ModelName, VersionKind
 from serving.client import EngineClient
 from serving.controller import SwapController
+from serving.fleet import Fleet
 from serving.replica import Replica as EngineState
-from serving.routes import Endpoint, RouteTable
+from serving.replica import WantedVersion
+from serving.routes import Endpoint, Lease, RouteTable
+from tests.unit.serving.conftest import PATIENCE
 
 HI = [Message(role="user", content="hi")]
 
@@ -83,9 +86,9 @@ class Ledger:
         return Version(number, sha256, f"helper-v{number}-{sha256[:8]}")
 
     def wanted(self) -> Sequence[Version]:
-        if self.away:
-            raise ConnectionError("the database is away")
         with self.changed:
+            if self.away:
+                raise ConnectionError("the database is away")
             return [replace(version, alias=alias) for alias, version in self.aliases.items()]
 
     def served(self) -> Sequence[Version]:
@@ -114,11 +117,19 @@ class Ledger:
 
     @contextmanager
     def held(self, version_id: str) -> Iterator[None]:
-        self.in_use[version_id] += 1
+        self._count_use(version_id, 1)
         try:
             yield
         finally:
-            self.in_use[version_id] -= 1
+            self._count_use(version_id, -1)
+
+    def _count_use(self, version_id: str, change: int) -> None:
+        with self.changed:
+            self.in_use[version_id] += change
+
+    def uses(self) -> dict[str, int]:
+        with self.changed:
+            return dict(+self.in_use)
 
     def demand(self, version_ids: Sequence[str]) -> Mapping[str, str]:
         with self.changed:
@@ -145,7 +156,7 @@ class Ledger:
             return None
 
         with self.changed:
-            assert self.changed.wait_for(lambda: newest() is not None, 10), self.recorded
+            assert self.changed.wait_for(lambda: newest() is not None, PATIENCE), self.recorded
             found = newest()
         assert found is not None
         return found
@@ -194,12 +205,12 @@ class Stand:
     def start_on_base(self, idle_seconds: float = 0.0) -> None:
         """Started, and v0 serves."""
         self.start(idle_seconds)
-        assert self.controller.wait_serving("asst_1", "champion", "ver_0", 10)
+        assert self.controller.wait_serving("asst_1", "champion", "ver_0", PATIENCE)
 
     def stop(self) -> None:
         self._stack.close()
 
-    def serve(self, version: Version, alias: str = "champion", seconds: float = 10.0) -> bool:
+    def serve(self, version: Version, alias: str = "champion", seconds: float = PATIENCE) -> bool:
         self.ledger.point(version, alias)
         self.controller.nudge()
         return self.controller.wait_serving("asst_1", alias, version.version_id, seconds)
@@ -212,9 +223,18 @@ class Stand:
         ):
             return lease.version_number, client.chat(lease.engine_model, HI, 4)
 
+    def lease_on_demand(self, version: Version) -> Lease:
+        """Brought up and held. With little grace or none it may be gone again before it is leased."""
+        while True:
+            self.controller.ensure_loaded(version)
+            try:
+                return self.routes.lease("t", ModelName.parse(f"helper@v{version.number}"))
+            except EngineUnavailable:
+                continue
+
 
 def settle(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -287,16 +307,16 @@ def test_files_stay_for_as_long_as_an_engine_holds_the_adapter(pair: Stand) -> N
     for version in (first, second):
         pair.serve(version)
         settle(lambda name=version.served_name: all(name in engine.adapters for engine in pair.engines))
-    settle(lambda: +pair.ledger.in_use == {"ver_2": 2})
+    settle(lambda: pair.ledger.uses() == {"ver_2": 2})
     # A controller that starts anew finds them loaded, and watches over the files all the same.
     verified = list(pair.ledger.verified)
     pair.stop()
-    assert +pair.ledger.in_use == {}
+    assert pair.ledger.uses() == {}
     pair.start()
-    settle(lambda: +pair.ledger.in_use == {"ver_2": 2})
+    settle(lambda: pair.ledger.uses() == {"ver_2": 2})
     assert pair.ledger.verified == verified
     pair.ledger.replicas = [Replica(pair.engines[0].url)]
-    settle(lambda: +pair.ledger.in_use == {"ver_2": 1})
+    settle(lambda: pair.ledger.uses() == {"ver_2": 1})
 
 
 def test_files_that_did_not_serve_are_let_go(stand: Stand) -> None:
@@ -305,7 +325,7 @@ def test_files_that_did_not_serve_are_let_go(stand: Stand) -> None:
     stand.engine.refuse[version.served_name] = (500, "no memory")
     stand.ledger.point(version)
     stand.ledger.wait_recorded(lambda _, error: error is not None)
-    settle(lambda: +stand.ledger.in_use == {})
+    settle(lambda: stand.ledger.uses() == {})
 
 
 def test_one_version_under_two_aliases_is_kept_for_the_other(stand: Stand) -> None:
@@ -360,7 +380,7 @@ def test_a_refused_load_is_retried_later_and_then_serves(stand: Stand) -> None:
     _, error = stand.ledger.wait_recorded(lambda version, error: error is not None)
     assert "out of slots" in (error or "")
     stand.engine.refuse.clear()
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert stand.ledger.wait_recorded(lambda version, _: version == "ver_1") == ("ver_1", None)
 
 
@@ -378,11 +398,11 @@ def test_a_version_that_ends_with_an_unforeseen_error_waits_and_holds_up_no_othe
     assert (version, error) == ("ver_0", told)
     with pytest.raises(EngineUnavailable, match="ZeroDivisionError"):
         stand.controller.ensure_loaded(v1)
-    settle(lambda: stand.ledger.verified.count("ver_1") == 2)
-    settle(lambda: caplog.text.count("ZeroDivisionError); the API's log") == 2)
+    settle(lambda: caplog.text.count("ZeroDivisionError); the API's log") >= 2)
+    assert stand.ledger.verified.count("ver_1") >= 2
     assert caplog.text.count("Traceback") == caplog.text.count("secret words") == 1
     del stand.ledger.unforeseen["ver_1"]
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
 
 
 def test_an_engine_whose_replies_make_no_sense_is_left_in_peace(
@@ -410,12 +430,13 @@ def test_a_round_that_breaks_is_repeated_in_its_time_only(
         raise ZeroDivisionError
 
     monkeypatch.setattr("serving.controller.SwapController._load_missing", broken)
-    stand.poll_seconds = 60.0
+    stand.poll_seconds = 10 * PATIENCE
     stand.start()
-    assert rounds.acquire(timeout=10)
+    assert rounds.acquire(timeout=PATIENCE)
     assert not rounds.acquire(timeout=1)
+    settle(lambda: not stand.controller._busy)
     stand.controller.nudge()
-    assert rounds.acquire(timeout=10)
+    assert rounds.acquire(timeout=PATIENCE)
 
 
 def test_attempts_become_rarer(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +452,8 @@ def test_attempts_become_rarer(engine: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert known.waiting("helper-v1-00000000") is None
 
 
-def test_a_version_whose_probe_fails_is_not_routed(stand: Stand) -> None:
+def test_a_version_whose_probe_fails_is_not_routed(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.replica.FIRST_RETRY_SECONDS", 60.0)
     v1 = stand.ledger.version(1)
     stand.engine.bad_probe.add(v1.served_name)
     stand.start_on_base()
@@ -472,7 +494,7 @@ def test_a_restarted_engine_gets_its_adapters_back(stand: Stand) -> None:
     assert stand.serve(v1)
     stand.engine.forget_adapters()
     stand.engine.wait_for(lambda: stand.engine.count("load", v1.served_name) == 2)
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert stand.answer()[0] == 1
 
 
@@ -484,7 +506,7 @@ def test_the_old_version_comes_back_too_while_the_new_one_cannot_load(stand: Sta
     assert not stand.serve(v2, seconds=0.2)
     stand.engine.forget_adapters()
     stand.engine.wait_for(lambda: stand.engine.count("load", v1.served_name) == 2)
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert stand.answer()[0] == 1
 
 
@@ -498,7 +520,7 @@ def test_an_engine_that_goes_and_comes_back(stand: Stand) -> None:
     _, error = stand.ledger.wait_recorded(lambda version, error: error is not None)
     assert "does not answer" in (error or "")
     stand.engine.start()
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_2", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_2", PATIENCE)
     assert stand.answer()[0] == 2
 
 
@@ -507,13 +529,7 @@ def test_a_version_by_number_is_loaded_on_demand_and_leaves_again(stand: Stand) 
     stand.start_on_base()
     with pytest.raises(EngineUnavailable):
         stand.answer("helper@v3")
-    held = None
-    while held is None:  # with no grace at all it may be gone again before it is leased
-        stand.controller.ensure_loaded(v3)
-        try:
-            held = stand.routes.lease("t", ModelName.parse("helper@v3"))
-        except EngineUnavailable:
-            continue
+    held = stand.lease_on_demand(v3)
     assert held.engine_model == v3.served_name
     assert stand.answer()[0] == 0
     held.release()
@@ -557,7 +573,7 @@ def test_a_replica_that_cannot_load_gets_no_requests(pair: Stand) -> None:
     bad.refuse["helper-v1"] = (500, "out of slots")
     pair.start()
     assert pair.serve(v1)
-    bad.wait_for(lambda: bad.count("load") == 1)
+    bad.wait_for(lambda: bad.count("load") > 0)
     assert [endpoint.url for endpoint in endpoints(pair)] == [good.url]
     told = pair.ledger.wait_recorded(lambda version, error: version == "ver_1" and error is not None)
     assert f"{bad.url} refused to load" in (told[1] or "")
@@ -630,10 +646,10 @@ def test_a_model_that_comes_back_to_its_url_is_probed_anew(stand: Stand) -> None
         None,
         f"The inference engine at {stand.engine.url} serves 'base' no longer.",
     )
-    settle(lambda: +stand.ledger.in_use == {})
+    settle(lambda: stand.ledger.uses() == {})
     with stand.engine.lock:
         stand.engine.base = "base"
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert stand.engine.count("load", v1.served_name) == 2
     assert stand.answer()[0] == 1
 
@@ -670,7 +686,7 @@ def test_a_controller_that_starts_anew_takes_over_what_is_loaded(stand: Stand) -
     assert stand.serve(v1)
     stand.stop()
     stand.start()
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert stand.engine.count("load", v1.served_name) == 1
     assert stand.engine.count("completions", v1.served_name) == 2
 
@@ -683,7 +699,7 @@ def test_serving_goes_on_while_the_ledger_is_away(stand: Stand) -> None:
     assert not stand.controller.wait_serving("asst_1", "champion", "ver_1", 0.2)
     assert stand.answer()[0] == 0
     stand.ledger.away = False
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     assert stand.ledger.wait_recorded(lambda version, _: version == "ver_1") == ("ver_1", None)
 
 
@@ -771,7 +787,9 @@ def test_no_request_fails_or_mixes_versions_while_versions_swap(pair: Stand) -> 
         served.append(pair.serve(version))
         with answered:
             wanted = answers[version.number] + 5
-            served.append(answered.wait_for(lambda number=version.number, n=wanted: answers[number] >= n, 10))
+            served.append(
+                answered.wait_for(lambda number=version.number, n=wanted: answers[number] >= n, PATIENCE)
+            )
     stop.set()
     for thread in threads:
         thread.join()
@@ -782,3 +800,45 @@ def test_no_request_fails_or_mixes_versions_while_versions_swap(pair: Stand) -> 
     for engine in pair.engines:
         engine.wait_for(lambda engine=engine: list(engine.adapters) == [last])
         assert engine.count("unload") > 0
+
+
+def test_what_waits_for_a_version_finds_it_routed(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine gets back what serves: from the moment that this is told, requests are answered."""
+    v1 = stand.ledger.version(1)
+    stand.poll_seconds = 10 * PATIENCE
+    stand.start(idle_seconds=60)
+    assert stand.serve(v1)
+    acknowledged, go_on = threading.Event(), threading.Event()
+    acknowledge = Fleet.acknowledge
+
+    def halting(fleet: Fleet, replica: EngineState, version: WantedVersion) -> None:
+        acknowledge(fleet, replica, version)
+        acknowledged.set()
+        assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr(Fleet, "acknowledge", halting)
+    stand.engine.forget_adapters()
+    stand.controller.nudge()
+    try:
+        assert acknowledged.wait(PATIENCE)
+        assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 0.0)
+        assert stand.answer() == (1, f"{v1.served_name} says hi")
+    finally:
+        go_on.set()
+
+
+def test_a_round_for_which_there_is_no_thread_is_made_up_for(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("swap-http"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        stand.start()
+        settle(lambda: "could not reconcile" in caplog.text)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_0", PATIENCE)

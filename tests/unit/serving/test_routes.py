@@ -77,7 +77,8 @@ def test_the_engine_with_the_fewest_leases_is_chosen() -> None:
     assert routes.lease("t", V1).url == "http://a"
 
 
-def test_an_engine_that_failed_is_the_last_choice() -> None:
+def test_an_engine_that_failed_is_the_last_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.routes.SUSPECT_SECONDS", 60.0)
     routes = table(ONE, TWO)
     assert {routes.lease("t", V1, avoid={"http://a"}).url for _ in range(4)} == {"http://b"}
     routes.suspect("http://b")

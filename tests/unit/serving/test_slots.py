@@ -10,6 +10,7 @@ import pytest
 from domain.errors import EngineUnavailable
 from domain.version import ModelName
 from serving.client import EngineClient
+from tests.unit.serving.conftest import PATIENCE
 from tests.unit.serving.test_controller import Ledger, Stand, Version
 
 
@@ -20,7 +21,7 @@ def stand(tmp_path: Path, adapter: Any, engine: Any, base_config: Any) -> Iterat
     stand.slots = 5
     stand.ledger.point(stand.ledger.version(1))
     stand.start(idle_seconds=3600)
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_1", PATIENCE)
     yield stand
     stand.stop()
 
@@ -78,7 +79,7 @@ def test_more_aliases_than_slots_are_reported_and_served_when_one_is_free(stand:
     assert stand.answer()[0] == 1
     with stand.ledger.changed:
         del stand.ledger.aliases["beta"]
-    assert stand.controller.wait_serving("asst_1", "champion", "ver_4", 10)
+    assert stand.controller.wait_serving("asst_1", "champion", "ver_4", PATIENCE)
     assert held(stand) == {"v1", "v2", "v4"}
 
 
