@@ -33,6 +33,7 @@ from domain.errors import (
     UnknownBaseModel,
     UpdateCancelled,
 )
+from registry.session import LedgerError, is_away
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ STATUS: dict[type[RatchetError], int] = {
     EngineTimeout: 504,
     Overloaded: 429,
 }
+
+LEDGER_AWAY = "The database does not answer; try again shortly."
 
 _HTTP_CODES = {
     400: "bad_request",
@@ -148,6 +151,14 @@ def install(app: FastAPI) -> None:
         if status_of(type(error)) >= 500:
             logger.error("%s %s: %s", request.method, request.url.path, error.message)
         return domain_error_response(error)
+
+    # Async: it must not wait for one of the threads, which may all be waiting for the database.
+    @app.exception_handler(LedgerError)
+    async def on_ledger_error(request: Request, error: LedgerError) -> JSONResponse:
+        if not is_away(error):
+            raise error
+        logger.error("%s %s: %s", request.method, request.url.path, str(error).partition("\n")[0])
+        return error_response(503, LEDGER_AWAY, code="database_unavailable", headers={"retry-after": "1"})
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:

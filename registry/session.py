@@ -1,8 +1,9 @@
 """Connections to the ledger, its clock and its migrations; SQLite and PostgreSQL alike."""
 
 from importlib import resources
-from sqlite3 import SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE
+from sqlite3 import SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE, SQLITE_ERROR
 from sqlite3 import Connection as SqliteConnection
+from sqlite3 import Error as SqliteError
 from sqlite3 import IntegrityError as SqliteIntegrityError
 from typing import Any
 
@@ -11,11 +12,14 @@ from alembic.config import Config
 from psycopg import Connection as PostgresqlConnection
 from psycopg.errors import UniqueViolation
 from sqlalchemy import Connection, Engine, Float, create_engine, event, select
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+from registry import postgresql
 
 SQLITE_BUSY_MS = 30_000
 POSTGRESQL_IDLE_MS = 60_000
@@ -51,11 +55,13 @@ def make_engine(url: str) -> Engine:
 
     `make_reading_sessions` has the exception: transactions that only read.
     """
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name == "sqlite":
+    if url.startswith("sqlite"):
+        engine = create_engine(url)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
+        engine = create_engine(url, pool_pre_ping=True, pool_timeout=postgresql.POOL_SECONDS)
+        postgresql.bound_waits(engine)
         event.listen(engine, "connect", _configure_postgresql)
     return engine
 
@@ -115,6 +121,19 @@ def violates_unique(error: IntegrityError) -> bool:
     if isinstance(cause, SqliteIntegrityError):
         return cause.sqlite_errorcode in (SQLITE_CONSTRAINT_UNIQUE, SQLITE_CONSTRAINT_PRIMARYKEY)
     return isinstance(cause, UniqueViolation)
+
+
+def is_away(error: LedgerError) -> bool:
+    """Whether the database rather than the statement is to blame, so that the same may work later: it does
+    not answer, ends the connection, has no connection free, no room, or a lock held for too long."""
+    if isinstance(error, PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error.orig, SqliteError):
+        # SQLite calls a statement that it cannot run an OperationalError too.
+        return isinstance(error, OperationalError) and error.orig.sqlite_errorcode != SQLITE_ERROR
+    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
 
 
 def upgrade(url: str) -> None:

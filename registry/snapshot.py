@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from domain.errors import Conflict, InvalidInput, NotFound
-from registry import postgres_tools
+from registry import postgres_tools, postgresql
 from registry.retention import VersionFiles, version_files
 from registry.session import alembic_config, make_engine
 
@@ -61,6 +61,7 @@ def snapshot(url: str, target: Path) -> list[VersionFiles]:
     if kind_of(url) == "sqlite":
         return _snapshot_sqlite(url, target)
     engine = create_engine(url, isolation_level="REPEATABLE READ")
+    postgresql.bound_waits(engine)
     try:
         with Session(engine) as session:
             exported = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
@@ -85,6 +86,7 @@ def restored(target_url: str, snapshot_file: Path) -> Iterator[list[VersionFiles
             yield versions
         return
     engine = create_engine(target_url)
+    postgresql.bound_waits(engine)
     try:
         with engine.begin() as connection:
             if inspect(connection).get_table_names():

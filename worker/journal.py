@@ -1,10 +1,13 @@
 """What a claim tells the people who follow its update: phases, events, seconds per stage.
 
 Every entry is a short transaction of its own that carries the claim: it raises StaleFence when another
-worker has taken over.
+worker has taken over. While the database is away an entry waits, for as long as there is no reason to stop:
+hours of training are not given up for a minute's outage. One whose commit nobody confirmed may stand twice.
 """
 
+import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -26,17 +29,25 @@ from domain.update import Phase
 from registry.claims import Claim
 from registry.events import EventType, Level, add_event
 from registry.measurements import save_measurement
+from registry.session import LedgerError, is_away
 from registry.tables import Version
 from registry.updates import note_progress, set_phase
+from worker.lease import AGAIN_SECONDS, Stop
+
+logger = logging.getLogger(__name__)
 
 PLACES_TOLD = 20
 """Demonstrations named by one finding of preflight: an event is read by people, the counts are complete."""
 
 
 class Journal:
-    def __init__(self, sessions: sessionmaker[Session], claim: Claim) -> None:
+    def __init__(
+        self, sessions: sessionmaker[Session], claim: Claim, stop: Callable[[], Stop | None]
+    ) -> None:
+        """`stop`: the lease's."""
         self._sessions = sessions
         self._claim = claim
+        self._stop = stop
         self._phase: Phase | None = None
         self._began = 0.0
         self._seconds: dict[str, float] = {}
@@ -45,8 +56,7 @@ class Journal:
         """Does nothing when the story is in this phase already."""
         if phase == self._phase:
             return
-        with self._sessions.begin() as session:
-            set_phase(session, self._claim, phase)
+        self._write(lambda session: set_phase(session, self._claim, phase))
         self._close()
         self._phase, self._began = phase, time.monotonic()
 
@@ -60,7 +70,8 @@ class Journal:
         progress: bool = False,
     ) -> None:
         """With `progress`, the update got further than ever before: earlier setbacks count no more."""
-        with self._sessions.begin() as session:
+
+        def write(session: Session) -> None:
             add_event(
                 session,
                 self._claim.update_id,
@@ -72,6 +83,8 @@ class Journal:
             )
             if progress:
                 note_progress(session, self._claim)
+
+        self._write(write)
 
     def hear(self, line: TrainerLine) -> None:
         """One line of the trainer's as an event; its first sign of training opens that phase."""
@@ -105,7 +118,8 @@ class Journal:
     def measured(self, who: str, version: Version | None, measurement: Measurement, *, new: bool) -> None:
         """`who` is candidate, parent or base. With a version, the measurement is stored as its own; the
         candidate's are stored when it is published. `new`: some of its items were asked just now."""
-        with self._sessions.begin() as session:
+
+        def write(session: Session) -> None:
             add_event(
                 session,
                 self._claim.update_id,
@@ -120,10 +134,24 @@ class Journal:
             if new:
                 note_progress(session, self._claim)
 
+        self._write(write)
+
     def stage_seconds(self) -> dict[str, float]:
         """Wall seconds that this claim spent in each phase so far."""
         self._close()
         return {phase: round(seconds, 3) for phase, seconds in self._seconds.items()}
+
+    def _write(self, work: Callable[[Session], None]) -> None:
+        while True:
+            try:
+                with self._sessions.begin() as session:
+                    work(session)
+                return
+            except LedgerError as error:
+                if not is_away(error) or self._stop() is not None:
+                    raise
+                logger.warning("%s: an entry waits for the database: %s", self._claim.update_id, error)
+            time.sleep(AGAIN_SECONDS)
 
     def _close(self) -> None:
         if self._phase is not None:

@@ -16,6 +16,9 @@ from registry.updates import Claim, heartbeat
 
 logger = logging.getLogger(__name__)
 
+AGAIN_SECONDS = 2.0
+"""After a heartbeat that failed: an outage that nearly fills a lease shall not lose it."""
+
 
 class Stop(StrEnum):
     """Why the work must stop, most urgent first."""
@@ -101,7 +104,9 @@ class Lease:
         self._cancel, self._pause = signals.cancel, signals.pause
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._heartbeat_seconds):
+        pause = self._heartbeat_seconds
+        while not self._ended.wait(pause):
+            pause = self._heartbeat_seconds
             try:
                 self._beat()
             except StaleFence:
@@ -110,3 +115,4 @@ class Lease:
             except SQLAlchemyError as error:
                 # Busy or away: stop() says LOST by the clock if it stays so for a whole lease.
                 logger.warning("heartbeat of %s failed: %s", self._claim.update_id, error)
+                pause = min(AGAIN_SECONDS, pause)

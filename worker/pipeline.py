@@ -144,7 +144,7 @@ class Story:
         self._claim = claim
         self._lease = lease
         self._uses = uses
-        self._journal = Journal(pipeline.sessions, claim)
+        self._journal = Journal(pipeline.sessions, claim, lease.stop)
         self._folder = pipeline.settings.work_dir / claim.update_id
 
     def tell(self) -> None:

@@ -21,7 +21,7 @@ from api.dashboard.serving_view import assistants_page
 from api.dashboard.traffic_view import traffic_panel
 from api.dashboard.update_view import step_lines, update_card, update_page
 from api.dashboard.version_view import version_page
-from api.errors import status_of
+from api.errors import LEDGER_AWAY, status_of
 from api.retention import retention
 from api.rollback import await_serving, plan_rollback
 from domain.errors import Conflict, CorruptArtifact, NotFound, RatchetError
@@ -36,7 +36,7 @@ from registry import (
     updates,
     versions,
 )
-from registry.session import db_now
+from registry.session import LedgerError, db_now, is_away
 from registry.tables import Assistant, Update
 
 ACTOR = "dashboard"
@@ -61,6 +61,10 @@ class _Route(APIRoute):
                 return await handle(request)
             except RatchetError as error:
                 return _error_page(status_of(type(error)), error.message)
+            except LedgerError as error:
+                if not is_away(error):
+                    raise
+                return _error_page(503, LEDGER_AWAY)
             except ForeignForm as error:
                 return _error_page(403, str(error))
             except RequestValidationError:

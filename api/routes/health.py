@@ -18,8 +18,9 @@ router = APIRouter(tags=["operations"])
 ENGINE_SECONDS = 2.0
 
 
+# Async: whether the process lives shall not wait for threads that wait for the database.
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
+async def healthz() -> dict[str, str]:
     """The process answers. Says nothing about what it depends on."""
     return {"status": "ok"}
 

@@ -56,7 +56,7 @@ def asked_for(ledger: Ledger) -> list[tuple[str, str | None]]:
 
 
 def needed(ledger: Ledger, claim: Claim, lease: Held) -> Any:
-    journal = Journal(ledger.sessions, claim)
+    journal = Journal(ledger.sessions, claim, lambda: None)
     return engine_for(
         ledger.sessions,
         ledger.reads,
@@ -138,7 +138,7 @@ def test_it_is_not_waited_for_where_nobody_starts_engines(
         brief = read_brief(session, claim)
     settings = Settings(home=tmp_path, engine_url="http://engine:8000")
     lease: Any = Held()
-    journal = Journal(ledger.sessions, claim)
+    journal = Journal(ledger.sessions, claim, lambda: None)
     evaluation = Engines(ledger.sessions, ledger.reads, claim, brief, lease, journal, settings)
     with (
         pytest.raises(EngineUnavailable, match="not Ratchet's to start") as refused,
