@@ -12,6 +12,7 @@ from api.admission import Admission
 from api.context import Context
 from api.dashboard import router as dashboard
 from api.edge import Edge
+from api.loads import Loads
 from api.metrics import Metrics
 from api.outbox_sender import OutboxSender
 from api.producer import UpdateProducer
@@ -83,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                     store=store,
                     routes=routes,
                     controller=controller,
+                    loads=Loads(controller),
                     producer=producer,
                     prompts=PromptLengths(chosen.cache_dir),
                     engines=engines,

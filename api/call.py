@@ -5,7 +5,6 @@ import time
 from collections.abc import Set
 from typing import Any
 
-from anyio import to_thread
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
@@ -127,10 +126,7 @@ class Call:
         try:
             wanted = await run_in_threadpool(self._wanted, name)
             self.assistant = name.assistant
-            # A load may keep its thread for half a minute: all other routes would wait for one of theirs.
-            await to_thread.run_sync(
-                self.context.controller.ensure_loaded, wanted, limiter=self.context.loads
-            )
+            await self.context.loads.ensure(wanted)
         except LedgerError as error:
             logger.warning("could not look up '%s': %s", _spelled(name), error)
             raise EngineUnavailable(

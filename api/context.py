@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import aiohttp
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.admission import Admission
+from api.loads import Loads
 from api.metrics import Metrics
 from api.producer import UpdateProducer
 from api.prompt_length import PromptLengths
@@ -26,8 +26,6 @@ ACTOR = "user"
 """Who moves things through the API, in history and audit log."""
 TEAM_ID = "team_default"
 """The team of the first migration: there is no authentication yet, and only loopback is served."""
-LOADS = 8
-"""Requests that have a version loaded at the same time; most of them wait for their turn at an engine."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Context:
     store: VersionStore
     routes: RouteTable
     controller: SwapController
+    loads: Loads
     producer: UpdateProducer
     prompts: PromptLengths
     engines: aiohttp.ClientSession
@@ -50,8 +49,6 @@ class Context:
     keeper: TrafficKeeper
     shadows: Shadows
     metrics: Metrics
-    loads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LOADS))
-    """Of the threads that load versions on demand, which are not those of the routes."""
     idempotency_keys_in_flight: set[tuple[str, str]] = field(default_factory=set)
     """(team, key) of the creating requests that this process is handling."""
 

@@ -26,6 +26,11 @@ class Engine:
         self.gate = threading.Event()
         """Completions stop after their first word until it is set."""
         self.gate.set()
+        self.loading = threading.Event()
+        """Loads wait until it is set."""
+        self.loading.set()
+        self.loads = 0
+        """Of adapters, so far."""
         self.refuse: tuple[int, Any] | None = None
         """Status and body of every completion."""
         self.retry_after: str | None = None
@@ -62,7 +67,10 @@ class Engine:
         return {"data": cards + [{"id": name, "parent": self.base} for name in sorted(self.adapters)]}
 
     async def load(self, request: Request) -> Response:
+        while not self.loading.is_set():
+            await asyncio.sleep(0.01)
         self.adapters.add((await request.json())["lora_name"])
+        self.loads += 1
         return Response()
 
     async def unload(self, request: Request) -> Response:
