@@ -25,7 +25,7 @@ from domain.errors import TrainingFailed, TrainingRefused
 from domain.training import TRAINER_LINE, DoneLine, FailedLine, RefusedLine, TrainerLine
 from worker.lease import Stop
 from worker.leftovers import LOG
-from worker.setbacks import DISK_FULL, TRAINER_SILENT, disk_is_full
+from worker.setbacks import DISK_FULL, TRAINER_SILENT, TRAINER_STOPPED, disk_is_full
 
 logger = logging.getLogger(__name__)
 
@@ -175,17 +175,32 @@ def _sole_trainer(lock_file: Path) -> Iterator[int]:
     """
     descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stale = int(lock_file.read_text())
-            logger.warning("killing trainer %d of an earlier claim", stale)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(stale, signal.SIGKILL)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _take_over(descriptor, lock_file)
+        os.ftruncate(descriptor, 0)  # an id in it is always that of the trainer that holds it
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take_over(descriptor: int, lock_file: Path) -> None:
+    """Raises TrainingFailed, which may pass, when the lock is still held after GRACE_SECONDS.
+
+    Without an id in the file the worker that started the holder was cut off before it had noted it. If that
+    worker is dead, so is its trainer soon: its standard input has closed.
+    """
+    until = time.monotonic() + GRACE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stale = lock_file.read_text()
+        if time.monotonic() > until:
+            raise TrainingFailed("A trainer of an earlier claim has not ended.", code=TRAINER_STOPPED)
+        if stale:
+            logger.warning("killing trainer %s of an earlier claim", stale)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(stale), signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
 
 
 def _lines_of(process: subprocess.Popen[str]) -> "queue.Queue[str | None]":

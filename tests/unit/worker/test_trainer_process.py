@@ -3,9 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -94,6 +98,7 @@ def test_lines_come_in_order_and_the_adapter_is_there(bench: Bench) -> None:
 
 
 def test_it_gets_its_own_thread_count_and_process_group(bench: Bench) -> None:
+    bench.plan(step_seconds=60)  # it is looked at while it lives
     seen = []
 
     def look(line: TrainerLine) -> None:
@@ -104,20 +109,21 @@ def test_it_gets_its_own_thread_count_and_process_group(bench: Bench) -> None:
                 (os.getpgid(pid) == pid, environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"])
             )
 
-    bench.run(on_line=look)
+    bench.run(on_line=look, stop=lambda: Stop.CANCEL if seen else None)
     assert seen == [(True, "1", "PASSIVE")]
 
 
 def test_a_pause_leaves_a_checkpoint_and_the_next_run_goes_on_from_it(bench: Bench) -> None:
-    bench.plan(steps=6, step_seconds=0.3, checkpoint_every=100)
+    bench.plan(steps=1000, step_seconds=0.2, checkpoint_every=10_000)
     assert bench.run(stop=after(bench, 2, Stop.PAUSE)) == Ending.STOPPED
     assert bench.alive() == []
     stopped_at = bench.steps()[-1]
-    assert 2 <= stopped_at < 6
+    assert 2 <= stopped_at < 1000
     bench.lines.clear()
+    bench.plan(steps=stopped_at + 4)
     assert bench.run() == Ending.DONE
     assert bench.lines[0] == CheckpointLine(step=stopped_at, resumed=True)
-    assert bench.steps() == list(range(stopped_at + 1, 7))
+    assert bench.steps() == list(range(stopped_at + 1, stopped_at + 5))
 
 
 def test_a_rollout_server_that_is_away_may_come_back(bench: Bench) -> None:
@@ -226,10 +232,52 @@ def test_a_newer_claim_kills_the_trainer_of_a_frozen_worker(bench: Bench) -> Non
         older.stdout.close()
 
 
-def test_a_trainer_that_hangs_is_killed(bench: Bench) -> None:
+@pytest.fixture
+def unnamed_holder(bench: Bench) -> Iterator["subprocess.Popen[bytes]"]:
+    """Holds the lock as a trainer that has just been started; it ends when its standard input closes."""
+    code = (
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(bench.folder / "trainer.pid")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield holder
+
+
+def test_a_trainer_whose_worker_died_before_it_was_noted_is_waited_for(
+    bench: Bench, unnamed_holder: "subprocess.Popen[bytes]"
+) -> None:
+    assert unnamed_holder.stdin is not None
+    threading.Timer(1, unnamed_holder.stdin.close).start()
+    assert bench.run() == Ending.DONE
+
+
+def test_a_trainer_that_nobody_can_name_is_a_setback(
+    bench: Bench, unnamed_holder: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_process, "GRACE_SECONDS", 0.5)
+    with pytest.raises(TrainingFailed, match="has not ended") as failed:
+        bench.run()
+    assert understand(failed.value).may_pass
+    assert bench.lines == []
+
+
+def test_a_trainer_that_hangs_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last word is the checkpoint of step 2, and then the clock jumps."""
+
+    def silent_for() -> int:
+        return 3001 if any(isinstance(line, CheckpointLine) for line in bench.lines) else 0
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + silent_for(), sleep=time.sleep)
+    monkeypatch.setattr(trainer_process, "time", clock)
     bench.plan(steps=9, freeze_at=3)
-    with pytest.raises(TrainingFailed, match="said nothing for 3 s") as raised:
-        bench.run(silence_seconds=3)
+    with pytest.raises(TrainingFailed, match="said nothing for 3000 s") as raised:
+        bench.run(silence_seconds=3000)
     assert raised.value.code == "trainer_silent"
     assert understand(raised.value).may_pass
     assert bench.steps() == [1, 2]
