@@ -68,7 +68,10 @@ class World:
         assert self._zygote.stdout is not None
         self._zygote.stdin.write(json.dumps({"role": role, "failpoint": failpoint, **order}) + "\n")
         self._zygote.stdin.flush()
-        return psutil.Process(int(self._zygote.stdout.readline()))
+        forked = psutil.Process(int(self._zygote.stdout.readline()))
+        self._zygote.stdin.write("go\n")  # before, it could be dead and gone when we look at it
+        self._zygote.stdin.flush()
+        return forked
 
     def name(self, kind: str) -> str:
         """Never the same again."""
@@ -135,7 +138,8 @@ def kill(process: psutil.Process) -> None:
 
 
 @contextmanager
-def running_world(database_url: str | None = None, *, lease_seconds: float = 5.0) -> Iterator[World]:
+def running_world(database_url: str | None = None, *, lease_seconds: float = 60.0) -> Iterator[World]:
+    """`expire` ends the lease, and no stall of the machine, but for tests in which it must run out."""
     with running_stack(lease_seconds=lease_seconds, database_url=database_url) as stack:
         world = World(stack)
         try:

@@ -1,7 +1,8 @@
 """`python -m tests.faults.zygote`: has imported the worker and the API and forks itself on demand.
 
 A fault test starts a thousand processes, and importing costs more than what they do. One JSON object per
-line comes in, the new process's id goes out: {"role": "claim", "update": ID} works one update and ends;
+line comes in, the new process's id goes out, and it begins when another line comes in:
+{"role": "claim", "update": ID} works one update and ends;
 {"role": "work", "seed": N} is a worker without a broker, which works whatever is to be had;
 {"role": "api", "port": N} is the API. `failpoint` arms the new process, and so its trainer; `clock` sets its
 wall clock ahead, in seconds.
@@ -86,10 +87,14 @@ def main():
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits: the dead are gone at once
     print("ready", flush=True)
     for line in sys.stdin:
+        waits, lets_go = os.pipe()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
+                os.close(lets_go)
+                os.read(waits, 1)
+                os.close(waits)
                 child(json.loads(line))
                 status = 0
             except BaseException:
@@ -97,6 +102,9 @@ def main():
             finally:
                 os._exit(status)
         print(pid, flush=True)
+        sys.stdin.readline()
+        os.close(lets_go)
+        os.close(waits)
 
 
 if __name__ == "__main__":

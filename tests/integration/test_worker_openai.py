@@ -19,7 +19,7 @@ STEPS = 4
 
 @pytest.fixture
 def stack() -> Iterator[Stack]:
-    with running_stack(lease_seconds=10) as made:
+    with running_stack() as made:
         made.plan(steps=STEPS)
         yield made
 

@@ -36,13 +36,15 @@ ROOT = Path(__file__).parents[2]
 TEAM = "team_default"
 MARK = "RATCHET_TEST_STACK"
 """In the environment of every process of a stack, so that its orphans can be found."""
+PATIENCE = 120.0
+"""Seconds until something counts as never coming; none of it takes a tenth of that on an idle machine."""
 
 
 class Stack:
     def __init__(
         self,
         *,
-        lease_seconds: float = 3.0,
+        lease_seconds: float,
         database_url: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -160,14 +162,16 @@ class Stack:
                 process.terminate()
         for process in reversed(self.processes):
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         self.stop_serving()
         self.engine.stop()
         self.db.dispose()
-        orphans = self.living()
+        deadline = time.monotonic() + 10
+        while (orphans := self.living()) and time.monotonic() < deadline:
+            time.sleep(0.05)  # the kernel's signal to them follows the end of those that started them
         for orphan in orphans:
             orphan.kill()
         shutil.rmtree(self.home)
@@ -260,11 +264,11 @@ class Stack:
         with self.sessions.begin() as session:
             session.execute(text(statement))
 
-    def finished(self, update_id: str, seconds: float = 40.0) -> Update:
+    def finished(self, update_id: str, seconds: float = PATIENCE) -> Update:
         self.until(lambda: self.update(update_id).status in FINISHED, "the update's end", seconds)
         return self.update(update_id)
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 40.0) -> None:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> None:
         """Wait until the condition holds; fails with the processes' logs when it does not in time."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -318,10 +322,11 @@ class Stack:
 @contextmanager
 def running_stack(
     *,
-    lease_seconds: float = 3.0,
+    lease_seconds: float = 60.0,
     database_url: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
+    """A lease that no stall of the machine ends, but for tests in which it must run out."""
     stack = Stack(lease_seconds=lease_seconds, database_url=database_url, environment=environment)
     try:
         yield stack
