@@ -147,8 +147,8 @@ class Scheduler:
         assert sequence.slot is not None
         if sequence.leads is not None:
             sequence.leads.lost = True
-        self._running.remove(sequence)
         self._cache.remove(sequence.slot)
+        self._running.remove(sequence)
         sequence.slot = None
 
     def _admit(self) -> None:
@@ -295,6 +295,6 @@ class Scheduler:
             shared.prefix = self._cache.snapshot(sequence.slot, shared.length)
         if prefilled and sequence.params.max_tokens == 0:
             sequence.finish_scoring()
-        sequence.tell()
         if sequence.finish_reason is not None:
-            self._release(sequence)
+            self._release(sequence)  # who hears of the end finds the row free
+        sequence.tell()

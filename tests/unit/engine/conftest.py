@@ -177,7 +177,7 @@ def make_bench(base: BaseModel) -> Iterator[Callable[..., Bench]]:
 
     yield make
     for bench in made:
-        assert bench.scheduler.stop(10)
+        assert bench.scheduler.stop(60)
 
 
 @dataclass
@@ -187,11 +187,19 @@ class Server:
     process: "subprocess.Popen[str]"
     url: str = ""
     lines: list[dict[str, object]] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        return self.wait()
+
+    def wait(self) -> int:
+        """For its end, with all that it logged in `lines`; its exit status."""
+        status = self.process.wait(timeout=60)
+        if self.reader is not None:
+            self.reader.join(60)
+        return status
 
 
 def start_server(model_dir: Path, *extra: str) -> Server:
@@ -211,7 +219,8 @@ def start_server(model_dir: Path, *extra: str) -> Server:
                     ready.put(int(entry["port"]))
         ready.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    server.reader = threading.Thread(target=read, daemon=True)
+    server.reader.start()
     try:
         port = ready.get(timeout=240)
         assert port is not None, f"the engine did not start: {server.lines}"

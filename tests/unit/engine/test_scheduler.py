@@ -161,16 +161,48 @@ def test_scoring_alone_generates_nothing(make_bench: "Callable[..., Bench]") -> 
     assert output.tokens == []
 
 
+def test_who_is_told_of_the_end_finds_the_row_free(make_bench: "Callable[..., Bench]") -> None:
+    bench, news = make_bench(), queue.Queue()
+    one = bench.sequence(PROMPTS[0], news, max_tokens=2)
+    loads: list[int] = []
+    one.listener = lambda told: (loads.append(bench.scheduler.load), news.put(told))[1]
+    bench.run([one], news)
+    assert loads == [0]
+
+
 def endless(bench: "Bench", news: "queue.Queue[Output | Failure]", index: int = 0) -> Sequence:
     return bench.sequence([1, 2, 3], news, index, max_tokens=250, ignore_eos=True, stream=True)
 
 
-def test_abort_frees_the_row(make_bench: "Callable[..., Bench]") -> None:
+def halted_by_its_first_news(
+    bench: "Bench", sequence: Sequence, monkeypatch: pytest.MonkeyPatch
+) -> threading.Event:
+    """The step after them waits for the event: else a test that is held up would find the sequence ended."""
+    told, go_on = threading.Event(), threading.Event()
+    listener, forward = sequence.listener, bench.model.forward
+
+    def noted(news: Output | Failure) -> None:
+        told.set()
+        listener(news)
+
+    def waiting(step: Step, rows: list[int]) -> torch.Tensor:
+        if told.is_set():
+            assert go_on.wait(60)
+        return forward(step, rows)
+
+    sequence.listener = noted
+    monkeypatch.setattr(bench.model, "forward", waiting)
+    return go_on
+
+
+def test_abort_frees_the_row(make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch) -> None:
     bench, news = make_bench(sequences=1), queue.Queue()
     running = endless(bench, news)
+    go_on = halted_by_its_first_news(bench, running, monkeypatch)
     bench.scheduler.submit([running])
     news.get(timeout=30)
     bench.scheduler.abort([running])
+    go_on.set()
     other: queue.Queue[Output | Failure] = queue.Queue()
     [output] = bench.run([bench.sequence(PROMPTS[0], other, max_tokens=2)], other)
     assert len(output.tokens) == 2
@@ -179,11 +211,17 @@ def test_abort_frees_the_row(make_bench: "Callable[..., Bench]") -> None:
     assert bench.scheduler.load == 0
 
 
-def test_stopping_fails_what_is_open_and_refuses_the_rest(make_bench: "Callable[..., Bench]") -> None:
+def test_stopping_fails_what_is_open_and_refuses_the_rest(
+    make_bench: "Callable[..., Bench]", monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench, news = make_bench(sequences=1), queue.Queue()
-    bench.scheduler.submit([endless(bench, news, 0), endless(bench, news, 1)])
+    first = endless(bench, news, 0)
+    go_on = halted_by_its_first_news(bench, first, monkeypatch)
+    bench.scheduler.submit([first, endless(bench, news, 1)])
     news.get(timeout=30)
-    assert bench.scheduler.stop(10)
+    bench.scheduler.begin_stop()
+    go_on.set()
+    assert bench.scheduler.stop(60)
     failed = set()
     while not news.empty():
         one = news.get_nowait()
@@ -213,7 +251,7 @@ def test_a_broken_step_fails_every_request_and_tells_the_process(
     go_on.set()
     failures = [news.get(timeout=30) for _ in range(2)]
     assert all(isinstance(one, Failure) and isinstance(one.error, InternalError) for one in failures)
-    assert bench.scheduler.stop(10)
+    assert bench.scheduler.stop(60)
     assert bench.failures == ["died"]
     assert not bench.scheduler.healthy
 
@@ -297,17 +335,23 @@ def test_an_urgent_sequence_is_in_the_next_step_whatever_runs(
     running.append(bench.sequence([3] * 200, news, 2, max_tokens=50, stream=True))
     waiting = [endless(bench, news, 3), endless(bench, news, 4)]
     done_at: list[int] = []
-    urgent.listener = lambda one: (done_at.append(len(steps)), urgent_news.put(one))[1]
+    none_waiting_began: list[bool] = []
+
+    def done(one: Output | Failure) -> None:
+        done_at.append(len(steps))
+        none_waiting_began.append(all(one.slot is None and not one.output for one in waiting))
+        urgent_news.put(one)
+
+    urgent.listener = done
     bench.scheduler.submit([*running, *waiting])
     answer = urgent_news.get(timeout=30)
     bench.scheduler.abort([*running, *waiting])
     assert isinstance(answer, Output)
     assert len(answer.tokens) == 1
-    assert done_at == [4]
+    assert (done_at, none_waiting_began) == ([4], [True])
     # 3 + 3 + 10 of the long prompt, then half steps: 1 + 1 + 6 of it; in the fourth 4 are the urgent one's
     assert steps[:4] == [16, 8, 8, 8]
     assert max(beside[:4]) <= 4 * 256
-    assert all(one.slot is None and not one.output for one in waiting)
 
 
 def test_the_lowest_priority_goes_first_then_the_first_to_come(make_bench: "Callable[..., Bench]") -> None:
