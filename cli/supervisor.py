@@ -25,6 +25,8 @@ STABLE_SECONDS = 60.0
 """A child that lived this long starts again without memory of earlier crashes."""
 LOG_BYTES = 10_000_000
 """A log above this is moved to `<name>.log.1` when its component starts."""
+LAST_WORDS_SECONDS = 2.0
+"""For the rest of an ended child's log, which says why; what left its group may hold the pipe open."""
 _SHOW = threading.Lock()
 
 
@@ -148,6 +150,7 @@ class Child:
             return None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # what it left behind in its group
+        self._hear_out()
         self.crashes = 1 if now - self.started_at >= STABLE_SECONDS else self.crashes + 1
         self.restart_at = now + BACKOFF_SECONDS[min(self.crashes, len(BACKOFF_SECONDS)) - 1]
         return int(self.process.returncode)
@@ -163,9 +166,13 @@ class Child:
         if self.process is None:
             return
         stop_group(self.process, self.component.stop_seconds, hurry)
-        if self._pump is not None:
-            self._pump.join(timeout=2)
+        self._hear_out()
         self.process = None
+
+    def _hear_out(self) -> None:
+        """Until the log and `tail` have its last words."""
+        if self._pump is not None:
+            self._pump.join(LAST_WORDS_SECONDS)
 
     def _copy_log(self, stream: IO[bytes]) -> None:
         """To the log file, to standard error with the component's name, and to `tail`."""

@@ -81,8 +81,8 @@ class World:
         with self.ledger.begin() as session:
             return [replica.url for replica in serving.replicas(session)]
 
-    def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-        deadline = time.monotonic() + seconds
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it never came to this"
             self.engines.watch(self.supervisor.poll())
@@ -96,8 +96,12 @@ class World:
 
 @pytest.fixture
 def small_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: set[int] = set()
+
     def command(engine: Engine) -> list[str]:
-        port = components.free_port()
+        while (port := components.free_port()) in used:  # the system may give one out again
+            continue
+        used.add(port)
         engine.url = f"http://127.0.0.1:{port}"
         return [sys.executable, "-c", SERVER, str(port), engine.runs]
 
@@ -138,7 +142,7 @@ class Outage:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=2, trust_env=False).is_success
+        return httpx.get(f"{url}/health", timeout=30, trust_env=False).is_success
     except httpx.HTTPError:
         return False
 
@@ -162,7 +166,7 @@ def test_one_that_is_killed_is_no_replica_until_it_answers_again(world: World) -
     world.until(lambda: full.id in world.replicas())
     first = world.replicas()[full.id]
     with world.ledger.begin() as session:
-        engines.demand_serving(session, "gw_1", [full.id], 60)
+        engines.demand_serving(session, "gw_1", [full.id], 600)
     [(_, child)] = [pair for runs, pair in world.engines._running.items() if runs == full.id]
     assert child.process is not None
     child.process.kill()
@@ -228,7 +232,7 @@ def test_above_the_limit_it_is_not_started_and_says_so(world: World) -> None:
     _, full = world.full_version()
     world.engines.start_base("tiny")
     with world.ledger.begin() as session:
-        engines.demand_serving(session, "gw_1", [full.id], 60)
+        engines.demand_serving(session, "gw_1", [full.id], 600)
 
     def told() -> str | None:
         with world.ledger.begin() as session:

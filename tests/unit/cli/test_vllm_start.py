@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from cli.errors import CliError
 from cli.supervisor import spawn
 from domain.settings import Settings
 from serving.validation import validate_adapter
+from tests.unit.cli.test_supervisor import is_running, until
 
 CONFIG = {
     "hidden_size": 8,
@@ -106,20 +105,6 @@ def test_a_missing_environment_names_its_remedy(tmp_path: Path) -> None:
     require_vllm(Settings(home=tmp_path, engine="vllm", vllm_python=Path(sys.executable)))
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 SERVER = """
 import os, signal, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -175,7 +160,7 @@ def test_a_stop_by_the_parent_is_passed_on(tmp_path: Path) -> None:
     process = spawn([*guarded, str(pids)], death_signal=signal.SIGTERM)
     everyone = started(pids)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     until(lambda: not any(map(is_running, everyone)))
     assert (tmp_path / "pids.stopped").exists()
 
