@@ -11,7 +11,7 @@ ONE, OTHER = ("t", "one"), ("t", "other")
 
 
 def admission(**fields: float) -> Admission:
-    limits = {"places": 2, "places_per_assistant": 2, "queue": 2, "queue_seconds": 5.0, **fields}
+    limits = {"places": 2, "places_per_assistant": 2, "queue": 2, "queue_seconds": 60.0, **fields}
     return Admission(
         places=int(limits["places"]),
         places_per_assistant=int(limits["places_per_assistant"]),

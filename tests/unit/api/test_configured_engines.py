@@ -18,6 +18,12 @@ from tests.conftest_databases import NewDatabase
 BASE = {"id": "served", "parent": None, "root": "/models/base/org--model"}
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is held up, as all of this process may be, is not one that does not answer."""
+    monkeypatch.setattr(configured_engines, "ANSWER_SECONDS", 60.0)
+
+
 @pytest.mark.parametrize(
     ("card", "base_model", "name"),
     [

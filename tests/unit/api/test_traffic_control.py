@@ -1,6 +1,7 @@
 """Who answers, decided in memory, and what is remembered of it."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,8 @@ def test_a_canary_gets_its_share_if_it_can_answer() -> None:
         assert roles(idle) == {"champion"}, "not loaded, or the champion itself"
 
 
-def test_a_shadow_follows_the_champions_requests_only() -> None:
+def test_a_shadow_follows_the_champions_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traffic, "random", random.Random(1))
     made = control()
     made.plans = {KEY: plan(canary=Canary(percent=50), shadow=Shadow(percent=100))}
     sides = [made.choose(*KEY, f"u{n}") for n in range(100)]

@@ -15,7 +15,8 @@ from domain.settings import Settings
 from domain.version import ModelName
 from serving.routes import Endpoint, Lease, Route, Routes, RouteTable
 
-PATIENCE = Patience(first_byte=2.0, between_bytes=0.3, reply=2.0)
+PATIENCE = Patience(first_byte=60.0, between_bytes=60.0, reply=60.0)
+"""Server and client share an event loop, which may stand still for seconds."""
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
