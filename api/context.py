@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import aiohttp
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -49,6 +50,8 @@ class Context:
     keeper: TrafficKeeper
     shadows: Shadows
     metrics: Metrics
+    parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """Of the threads that read large completions: one at a time, to leave the CPU to others."""
     idempotency_keys_in_flight: set[tuple[str, str]] = field(default_factory=set)
     """(team, key) of the creating requests that this process is handling."""
 

@@ -19,19 +19,19 @@ from domain.ids import new_id
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_BATCH_BYTES = 64 * 1024 * 1024
+"""Of demonstrations and files, which are read beside the event loop."""
+MAX_BODY_BYTES = 4 * 1024 * 1024
+"""Of everything else, which may be read on it. Prompts of a million tokens fit."""
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Edge:
-    def __init__(
-        self, app: ASGIApp, *, allowed_hosts: str, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: str, metrics: Metrics) -> None:
         self._app = app
         self._hosts = frozenset(host.strip().lower() for host in allowed_hosts.split(","))
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +56,8 @@ class Edge:
             if refusal is not None:
                 await refusal(scope, receive, send_marked)
             else:
-                await self._app(scope, self._limited(receive), send_marked)
+                limit = _max_bytes(scope["path"])
+                await self._app(scope, _limited(receive, limit), send_marked)
         except Exception:
             logger.exception("%s %s (%s) failed", scope["method"], scope["path"], request_id)
             if status is not None:
@@ -86,33 +87,13 @@ class Edge:
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
             return error_response(400, "The URL holds a NUL character.", code="bad_request")
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            reply = self._too_large()
+        limit = _max_bytes(scope["path"])
+        if length.isdigit() and int(length) > limit:
+            reply = error_response(413, _too_large(limit), code="content_too_large")
             # The rest of the body is on its way and nobody will read it.
             reply.headers["connection"] = "close"
             return reply
         return None
-
-    def _limited(self, receive: Receive) -> Receive:
-        """A body sent without a length is counted as it streams in."""
-        received = 0
-
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._max_body_bytes:
-                    raise HTTPException(413, self._too_large_message())
-            return message
-
-        return receive_limited
-
-    def _too_large_message(self) -> str:
-        return f"The request body is larger than {self._max_body_bytes} bytes."
-
-    def _too_large(self) -> Response:
-        return error_response(413, self._too_large_message(), code="content_too_large")
 
     def _count(self, scope: Scope, status: int | None, seconds: float) -> None:
         # The template, not the path: labels must stay few.
@@ -120,6 +101,30 @@ class Edge:
         method = scope["method"] if scope["method"].isalpha() and len(scope["method"]) < 8 else "other"
         self._metrics.requests.labels(method, route, str(status or "disconnected")).inc()
         self._metrics.request_seconds.labels(method, route).observe(seconds)
+
+
+def _max_bytes(path: str) -> int:
+    return MAX_BATCH_BYTES if path.endswith("/demonstrations") or path == "/v1/files" else MAX_BODY_BYTES
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """A body sent without a length is counted as it streams in."""
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        if message["type"] == "http.request":
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413, _too_large(limit))
+        return message
+
+    return receive_limited
+
+
+def _too_large(limit: int) -> str:
+    return f"The request body is larger than {limit} bytes."
 
 
 def _without_port(host: str) -> str:

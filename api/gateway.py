@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -15,6 +16,7 @@ from api.gateway_fields import CHAT_FORWARDED, TEXT_FORWARDED, forwarded
 from api.routes.models import model_not_found
 from api.upstream import Upstream, unless_disconnected
 from domain.errors import InvalidInput, RatchetError
+from domain.large_json import LARGE_BYTES, loads
 from domain.version import ModelName
 
 router = APIRouter(tags=["openai"])
@@ -53,7 +55,11 @@ async def _answer(request: Request, call: Call, allowed: frozenset[str]) -> Resp
 
 
 async def _forward(request: Request, call: Call, allowed: frozenset[str]) -> Response:
-    body = _json_object(await request.body())
+    content = await request.body()
+    if len(content) > LARGE_BYTES:
+        body = await to_thread.run_sync(_json_object, content, limiter=call.context.parsing)
+    else:
+        body = _json_object(content)
     model = body.get("model")
     if not isinstance(model, str):
         raise InvalidInput("'model' must name an assistant.", param="model")
@@ -104,7 +110,7 @@ def _user(body: dict[str, Any], request: Request) -> str | None:
 
 def _json_object(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content, parse_constant=_no_number)
+        value = loads(content, parse_constant=_no_number)
         # Half of a surrogate pair is no character: it could not be sent on.
         if b"\\ud" in content.lower() or b"\xed" in content:
             json.dumps(value, ensure_ascii=False).encode()

@@ -62,6 +62,9 @@ MAX_CHOICES = 128
 MAX_SEQUENCES = 1024
 """Of one request, over all of its prompts: four times what vLLM has under way at once by default."""
 
+MAX_MESSAGES = 2048
+"""OpenAI's limit too."""
+
 
 def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: bool) -> dict[str, Any]:
     """The fields that reach the engine; nulls are left out, as they mean the default.
@@ -82,6 +85,7 @@ def forwarded(body: dict[str, Any], allowed: frozenset[str], *, scores_prompts: 
         if name not in allowed and name not in IGNORED:
             raise InvalidInput(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
     _bound_sequences(body)
+    _bound_messages(body.get("messages"))
     if body.get("echo") and body.get("logprobs") is not None and not scores_prompts:
         raise InvalidInput(
             "'echo' with 'logprobs' is off here: it may end an engine that was not started for it.",
@@ -105,6 +109,19 @@ def _bound_sequences(body: dict[str, Any]) -> None:
             f"{prompts} prompts with {choices} choices each are {prompts * choices} sequences; "
             f"at most {MAX_SEQUENCES} are given.",
             param="n" if choices > 1 else "prompt",
+        )
+
+
+def _bound_messages(messages: Any) -> None:
+    """Raises InvalidInput. Each costs the engines' event loops some microseconds, a wrong one more."""
+    if not isinstance(messages, list):
+        return
+    contents = (message.get("content") for message in messages if isinstance(message, dict))
+    parts = len(messages) + sum(len(content) - 1 for content in contents if isinstance(content, list))
+    if parts > MAX_MESSAGES:
+        raise InvalidInput(
+            f"'messages' has {parts} messages and parts of messages; at most {MAX_MESSAGES} are taken.",
+            param="messages",
         )
 
 

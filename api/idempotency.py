@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 from starlette.datastructures import UploadFile
@@ -83,7 +84,11 @@ async def _creation(
     if request.headers.get("content-type", "").startswith("multipart/"):
         await _add_form(digest, request)
     else:
-        digest.update(await request.body())
+        body = await request.body()
+        if len(body) > _CHUNK_BYTES:
+            await run_in_threadpool(digest.update, body)
+        else:
+            digest.update(body)
     creation = Creation(context=context, team_id=team_id, key=key, request_hash=digest.hexdigest())
     if key is None:
         yield creation

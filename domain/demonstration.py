@@ -6,6 +6,7 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from domain import large_json
 from domain.errors import DemonstrationsRejected, LineError
 
 Split = Literal["train", "holdout"]
@@ -127,7 +128,7 @@ def json_lines(body: bytes) -> tuple[list[tuple[int, JsonValue]], list[LineError
         if not raw.strip():
             continue
         try:
-            values.append((number, json.loads(raw)))
+            values.append((number, large_json.loads(raw)))
         except (ValueError, RecursionError) as error:
             errors.append(LineError(line=number, param=None, message=f"not valid JSON ({error})"))
     return values, errors

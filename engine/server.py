@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_COMPLETION_TOKENS = 16
 CLIENT_CLOSED_REQUEST = 499
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""Twice what the gateway passes on. It is read on the event loop, where it holds up every other request."""
 LARGE_PROMPTS = 16_384
 """Characters or token ids of a request above which its prompts are read beside the event loop, where they
 would hold up every other request. About 15 ms of tokenizing."""
@@ -37,7 +39,9 @@ _Read = TypeVar("_Read")
 
 def create_app(engine: Engine) -> FastAPI:
     """The application over a warm engine."""
-    app = FastAPI(title="engine", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="engine", docs_url=None, redoc_url=None, openapi_url=None, max_body_size=MAX_BODY_BYTES
+    )
     app.add_exception_handler(EngineError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

@@ -1,6 +1,5 @@
 """Batches of demonstrations: JSON or JSON lines, all or nothing, every bad line named."""
 
-import json
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
@@ -11,6 +10,7 @@ from api.context import ACTOR, Ctx, Reading, Team
 from api.idempotency import Creating
 from api.lists import ListOf, Paging, listing
 from api.replies import BatchReply, DemonstrationReply
+from domain import large_json
 from domain.demonstration import Demonstration, parse_jsonl, parse_objects
 from domain.errors import InvalidInput
 from registry import assistants, demonstrations
@@ -121,7 +121,7 @@ def _parse(body: bytes, media_type: str) -> list[tuple[int, Demonstration]]:
 
 def _demonstrations_field(body: bytes) -> list[JsonValue]:
     try:
-        value = json.loads(body)
+        value = large_json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"The body is not valid JSON ({error}).", code="invalid_json") from error
     if not isinstance(value, dict) or not isinstance(value.get("demonstrations"), list):

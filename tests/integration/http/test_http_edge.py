@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.context import Context
-from api.edge import MAX_BODY_BYTES
+from api.edge import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from domain.settings import Settings
 from tests.integration.http.assertions import refused
 
@@ -65,20 +65,29 @@ def test_writes_from_our_own_pages_are_served(api: TestClient) -> None:
     refused(reply, 404, param="assistant", code="not_found")
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(api: TestClient) -> None:
-    headers = {"content-length": str(MAX_BODY_BYTES + 1), "content-type": "application/json"}
-    error = refused(
-        api.post("/v1/assistants", content=b"{}", headers=headers), 413, param=None, code="content_too_large"
-    )
-    assert str(MAX_BODY_BYTES) in error["message"]
+DEMOS = "/v1/assistants/a/skills/s/demonstrations"
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/assistants", "/v1/assistants/a/skills/s/demonstrations", "/v1/chat/completions"]
+    ("path", "limit"),
+    [("/v1/assistants", MAX_BODY_BYTES), (DEMOS, MAX_BATCH_BYTES), ("/v1/files", MAX_BATCH_BYTES)],
 )
-def test_a_body_without_a_length_is_counted_as_it_comes(api: TestClient, path: str) -> None:
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(
+    api: TestClient, path: str, limit: int
+) -> None:
+    headers = {"content-length": str(limit + 1), "content-type": "application/json"}
+    reply = api.post(path, content=b"{}", headers=headers)
+    error = refused(reply, 413, param=None, code="content_too_large")
+    assert str(limit) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [("/v1/assistants", MAX_BODY_BYTES), (DEMOS, MAX_BATCH_BYTES), ("/v1/chat/completions", MAX_BODY_BYTES)],
+)
+def test_a_body_without_a_length_is_counted_as_it_comes(api: TestClient, path: str, limit: int) -> None:
     def body() -> Iterator[bytes]:
-        for _ in range(MAX_BODY_BYTES // 2**20 + 1):
+        for _ in range(limit // 2**20 + 1):
             yield b" " * 2**20
 
     reply = api.post(path, content=body(), headers={"content-type": "application/json"})

@@ -22,7 +22,7 @@ from engine.model import BaseModel
 from engine.prompts import Prompt
 from engine.requests import Engine
 from engine.sequence import Sequence
-from engine.server import LARGE_PROMPTS, create_app
+from engine.server import LARGE_PROMPTS, MAX_BODY_BYTES, create_app
 
 if TYPE_CHECKING:
     from tests.unit.engine.conftest import Bench, Server
@@ -343,6 +343,17 @@ def test_a_large_prompt_holds_up_nobody(
             return (await answer).status_code
 
     assert asyncio.run(both()) == 200
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_body_that_is_too_large_is_refused(http: httpx.Client, counted: bool) -> None:
+    body = b" " * (MAX_BODY_BYTES + 1)
+    reply = http.post(
+        "/v1/completions",
+        content=body if counted else iter([body]),
+        headers={"content-type": "application/json"},
+    )
+    assert reply.status_code == 413
 
 
 def test_a_priority_reaches_the_scheduler(
