@@ -78,7 +78,7 @@ async def ask(client: httpx.AsyncClient, model: str, question: str, max_tokens: 
 
 class Streams:
     """A context manager: `clients` of them ask `models` in turn inside the block, each again as soon as it
-    was answered."""
+    was answered, and each at least once."""
 
     def __init__(self, url: str, models: Sequence[str], clients: int, max_tokens: int = 12) -> None:
         self.replies: list[Reply] = []
@@ -123,7 +123,7 @@ class Streams:
 
     async def _client(self, client: httpx.AsyncClient, number: int) -> None:
         turn = number
-        while not self._stopping.is_set():
+        while turn == number or not self._stopping.is_set():
             model = self._models[turn % len(self._models)]
             reply = await ask(client, model, QUESTIONS[turn % len(QUESTIONS)], self._max_tokens)
             self.replies.append(reply)

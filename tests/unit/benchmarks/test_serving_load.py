@@ -110,7 +110,7 @@ def test_what_a_client_saw(url: str, model: str, problem: str | None, clean: boo
 
 def test_waiting_for_a_reply_that_begins_later(url: str) -> None:
     with Streams(url, ["good", "full"], clients=1) as streams:
-        found = streams.await_reply(lambda one: one.problem is not None, 10)
+        found = streams.await_reply(lambda one: one.problem is not None, 60)
         assert found is not None
         assert found.problem == "HTTP 429"
         assert streams.await_reply(lambda one: one.version == "v8", 0.1) is None

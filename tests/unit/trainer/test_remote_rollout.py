@@ -3,8 +3,10 @@
 import math
 import pickle
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -209,8 +211,15 @@ def test_stored_answers_make_a_resumed_run_end_in_equal_bits(remote_job: Trainin
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-def port(server: Server) -> str:
-    return server.url.rpartition(":")[2]
+@contextmanager
+def kept_port(server: Server) -> Iterator[str]:
+    """The port of a server that is gone, which nobody is given meanwhile: who asks there is refused, and a
+    server may listen there again (SO_REUSEADDR on both sides)."""
+    port = server.url.rpartition(":")[2]
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", int(port)))
+        yield port
 
 
 def test_a_server_that_comes_back_is_given_the_adapter_again(
@@ -223,13 +232,14 @@ def test_a_server_that_comes_back_is_given_the_adapter_again(
     mortal.process.kill()
     mortal.process.wait()
     back: list[Server] = []
-    starter = threading.Thread(target=lambda: back.append(start_server(base_folder, "--port", port(mortal))))
-    starter.start()
-    try:
-        again = rollouts.draw("student", PROMPTS, LIMITS, ONCE)
-    finally:
-        starter.join()
-        back[0].stop()
+    with kept_port(mortal) as port:
+        starter = threading.Thread(target=lambda: back.append(start_server(base_folder, "--port", port)))
+        starter.start()
+        try:
+            again = rollouts.draw("student", PROMPTS, LIMITS, ONCE)
+        finally:
+            starter.join()
+            back[0].stop()
     assert [answer.tokens for answer in again] == [answer.tokens for answer in before]
 
 
