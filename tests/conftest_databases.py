@@ -38,7 +38,7 @@ def postgres_url() -> Iterator[str]:
     finally:
         process = psutil.Process(server.get_pid())
         process.send_signal(signal.SIGQUIT)
-        process.wait(30)
+        process.wait(240)
         server.cleanup()
         atexit.unregister(server._cleanup)
         shutil.rmtree(data)

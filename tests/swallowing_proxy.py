@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy import make_url
 
-JOIN_SECONDS = 10
+from registry import postgresql
+
+JOIN_SECONDS = 60
+SILENCE, CONNECT = 0.5, 2
+"""Seconds of patience while nothing passes; psycopg takes no shorter time to connect."""
+BOUND = SILENCE + 2 * CONNECT + 30
+"""Seconds: of silence of one connection, of another, of the one that should replace it, and for as long as a
+busy machine stands still. Without limits of their own these waits have no end."""
 
 
 class SwallowingProxy:
@@ -77,6 +85,27 @@ class SwallowingProxy:
         self._passes.wait()
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Engines give up a silent server soon: only while it is silent, since a busy one may be slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgresql, "SILENCE_SECONDS", SILENCE)
+        patch.setattr(postgresql, "CONNECT_SECONDS", CONNECT)
+        patch.setitem(postgresql.LIMITS, "connect_timeout", CONNECT)
+        yield
+
+
+@contextmanager
+def swallowing(proxy: SwallowingProxy) -> Iterator[None]:
+    """Nothing passes inside the block, and engines are impatient."""
+    with impatient():
+        proxy.swallow()
+        try:
+            yield
+        finally:
+            proxy.forward()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
 from sqlalchemy import func, select
@@ -12,15 +13,14 @@ from domain.errors import StaleFence
 from registry import postgresql
 from registry.tables import Event
 from tests.conftest_databases import NewDatabase
-from tests.swallowing_proxy import SwallowingProxy, proxied
+from tests.swallowing_proxy import BOUND, CONNECT, SILENCE, SwallowingProxy, proxied, swallowing
 from tests.unit.registry import steps
 from worker.dispatcher import Dispatcher
 from worker.journal import Journal
 from worker.lease import Lease, Stop
 
-SILENCE, CONNECT = 0.5, 2
-BOUND = SILENCE + 2 * CONNECT + 2
-"""Seconds: of silence of one connection, of another, of the one that should replace it."""
+OUTAGE = SILENCE + 2 * CONNECT + 1
+"""Seconds, in which every wait for the database ends once."""
 
 
 class Ledger(steps.Ledger):
@@ -37,9 +37,6 @@ class Ledger(steps.Ledger):
 def path(
     new_postgresql: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Ledger, SwallowingProxy]]:
-    monkeypatch.setattr(postgresql, "SILENCE_SECONDS", SILENCE)
-    monkeypatch.setattr(postgresql, "CONNECT_SECONDS", CONNECT)
-    monkeypatch.setitem(postgresql.LIMITS, "connect_timeout", CONNECT)
     monkeypatch.setattr("worker.lease.AGAIN_SECONDS", 0.1)
     monkeypatch.setattr("worker.journal.AGAIN_SECONDS", 0.1)
     with proxied(new_postgresql(True)) as (url, proxy):
@@ -64,22 +61,24 @@ def lease_until(ledger: Ledger) -> float:
     return until
 
 
-def until(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+def until(condition, seconds: float = 60.0) -> None:  # type: ignore[no-untyped-def]
+    """Wait until the condition holds; not while the database counts as away."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while True:
+        with suppress(OperationalError):
+            if condition():
+                return
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.02)
 
 
 def test_a_lease_outlasts_a_shorter_outage(path: tuple[Ledger, SwallowingProxy]) -> None:
     ledger, proxy = path
-    with lease(ledger, 30.0) as held:
+    with lease(ledger, 60.0) as held:
         before = lease_until(ledger)
-        proxy.swallow()
-        time.sleep(BOUND)
-        assert held.stop() is None
-        proxy.forward()
-        time.sleep(postgresql.AGAIN_SECONDS)
+        with swallowing(proxy):
+            time.sleep(OUTAGE)
+            assert held.stop() is None
         until(lambda: lease_until(ledger) > before)
 
 
@@ -87,13 +86,12 @@ def test_a_longer_outage_loses_the_lease_and_keeps_nobody_waiting(
     path: tuple[Ledger, SwallowingProxy],
 ) -> None:
     ledger, proxy = path
-    with lease(ledger, 2.0) as held:
-        proxy.swallow()
-        until(lambda: held.stop() == Stop.LOST)
-        leaving = time.monotonic()
-    assert time.monotonic() - leaving < BOUND
-    proxy.forward()
-    time.sleep(postgresql.AGAIN_SECONDS)
+    with ExitStack() as outage:
+        with lease(ledger, 2.0) as held:
+            outage.enter_context(swallowing(proxy))
+            until(lambda: held.stop() == Stop.LOST)
+            leaving = time.monotonic()
+        assert time.monotonic() - leaving < BOUND
     until(lambda: ledger.claim(ledger.update.id) is not None)
 
 
@@ -102,13 +100,12 @@ def test_what_a_worker_tells_waits_for_the_database(path: tuple[Ledger, Swallowi
     claim = ledger.must_claim(ledger.update, 60.0)
     journal = Journal(ledger.sessions, claim, lambda: None)
     journal.tell("before")
-    proxy.swallow()
-    telling = threading.Thread(target=journal.tell, args=("meanwhile",), daemon=True)
-    telling.start()
-    telling.join(BOUND)
-    assert telling.is_alive()
-    proxy.forward()
-    telling.join(10)
+    with swallowing(proxy):
+        telling = threading.Thread(target=journal.tell, args=("meanwhile",), daemon=True)
+        telling.start()
+        telling.join(OUTAGE)
+        assert telling.is_alive()
+    telling.join(60)
     assert not telling.is_alive()
     with ledger.reads() as session:
         told = session.scalar(select(func.count()).where(Event.message == "meanwhile"))
@@ -119,11 +116,11 @@ def test_what_a_worker_tells_waits_for_the_database(path: tuple[Ledger, Swallowi
 def test_what_a_worker_tells_does_not_outwait_its_lease(path: tuple[Ledger, SwallowingProxy]) -> None:
     ledger, proxy = path
     journal = Journal(ledger.sessions, ledger.must_claim(ledger.update, 60.0), lambda: Stop.LOST)
-    proxy.swallow()
-    began = time.monotonic()
-    with pytest.raises(OperationalError):
-        journal.tell("too late")
-    assert time.monotonic() - began < BOUND
+    with swallowing(proxy):
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            journal.tell("too late")
+        assert time.monotonic() - began < BOUND
 
 
 def test_a_stale_claim_tells_nothing(path: tuple[Ledger, SwallowingProxy]) -> None:
@@ -138,11 +135,10 @@ def test_a_sweep_ends_in_time_and_the_next_one_nudges(path: tuple[Ledger, Swallo
     ledger, proxy = path
     sent: list[str] = []
     dispatcher = Dispatcher(ledger.reads, send=sent.append, pending=lambda: 0)
-    proxy.swallow()
-    began = time.monotonic()
-    with pytest.raises(OperationalError):
-        dispatcher.sweep()
-    assert time.monotonic() - began < BOUND
-    proxy.forward()
+    with swallowing(proxy):
+        began = time.monotonic()
+        with pytest.raises(OperationalError):
+            dispatcher.sweep()
+        assert time.monotonic() - began < BOUND
     time.sleep(postgresql.AGAIN_SECONDS)
     assert dispatcher.sweep() == [ledger.update.id] == sent
