@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domain.errors import TrainingFailed
+from domain.failpoint import failpoint
 from domain.preflight import PreflightReport
 from domain.training import (
     CheckpointLine,
@@ -66,6 +67,7 @@ def train(job: TrainingJob, emit: Emit, stop_requested: Callable[[], bool]) -> N
             if run.step:
                 run.save()
             raise
+        failpoint("trainer.step")
         if distributed.any_of(stop_requested()) and not run.finished:
             run.save()
             raise Interrupted

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from registry.serving import register_replica
 from registry.session import make_engine, make_sessions, upgrade
 from tests.browser.tiny_model import write_adapter, write_base
+from tests.engine_log import port_in
 from tests.seeded_story import Files, Story, tell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,24 +89,26 @@ def stack(chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -
     upgrade(database)
     ledger = make_engine(database)
     sessions = make_sessions(ledger)
-    engine_port, api_port = _free_port(), _free_port()
-    engine_url, url = f"http://127.0.0.1:{engine_port}", f"http://127.0.0.1:{api_port}"
-    with sessions.begin() as session:
-        register_replica(session, engine_url, str(base), "tiny")
-    engine = ["engine", "--model", str(base), "--served-model-name", "tiny", "--port", str(engine_port)]
-    api = ["uvicorn", "api.app:create_app", "--factory", "--port", str(api_port), "--log-level", "warning"]
+    engine = ["engine", "--model", str(base), "--served-model-name", "tiny", "--port", "0"]
+    api = ["uvicorn", "api.app:create_app", "--factory", "--log-level", "warning"]
     api += ["--timeout-graceful-shutdown", "1"]  # a page that is still open hears events without end
     with ExitStack() as processes:
         processes.callback(ledger.dispose)
-        processes.enter_context(_running(root / "engine.log", home, *engine))
-        processes.enter_context(_running(root / "api.log", home, *api))
-        for answer in (f"{engine_url}/health", f"{url}/healthz"):
-            _await_answer(answer, root)
+        listener = processes.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        url, engine_log = f"http://127.0.0.1:{listener.getsockname()[1]}", root / "engine.log"
+        processes.enter_context(_running(engine_log, home, *engine))
+        api += ["--fd", str(listener.fileno())]
+        processes.enter_context(_running(root / "api.log", home, *api, pass_fds=(listener.fileno(),)))
+        _await(lambda: port_in(engine_log) is not None, "the engine", root)
+        with sessions.begin() as session:
+            register_replica(session, f"http://127.0.0.1:{port_in(engine_log)}", str(base), "tiny")
+        _await(lambda: _answers(f"{url}/healthz"), "the API", root)
         yield Stack(url, sessions, Files(home / "artifacts", home / "staging", write_adapter), str(base))
 
 
 @contextmanager
-def _running(log: Path, home: Path, *module: str) -> Iterator[None]:
+def _running(log: Path, home: Path, *module: str, pass_fds: tuple[int, ...] = ()) -> Iterator[None]:
     environment = {
         **os.environ,
         "RATCHET_HOME": str(home),
@@ -119,6 +122,7 @@ def _running(log: Path, home: Path, *module: str) -> Iterator[None]:
             cwd=home,
             stdout=output,
             stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
         )
     try:
         yield
@@ -131,21 +135,17 @@ def _running(log: Path, home: Path, *module: str) -> Iterator[None]:
             process.wait()
 
 
-def _await_answer(url: str, logs: Path) -> None:
+def _await(condition: Callable[[], bool], what: str, logs: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            if httpx.get(url, timeout=2, trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
+    while not condition():
         if time.monotonic() > deadline:
             told = "\n".join(file.read_text()[-2000:] for file in logs.glob("*.log"))
-            pytest.fail(f"{url} did not answer within {START_SECONDS:.0f} s:\n{told}")
+            pytest.fail(f"{what} did not answer within {START_SECONDS:.0f} s:\n{told}")
         time.sleep(0.1)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False

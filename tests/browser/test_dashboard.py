@@ -15,7 +15,7 @@ from tests.seeded_story import TEAM
 
 pytestmark = pytest.mark.browser
 
-SECONDS = 30
+SECONDS = 90
 
 
 def text(browser: Chrome, selector: str) -> str:
@@ -39,11 +39,15 @@ def press(browser: Chrome, selector: str) -> None:
     browser.execute_script("document.querySelector(arguments[0]).click()", selector)
 
 
+def await_dialog(browser: Chrome, *, is_open: bool) -> None:
+    WebDriverWait(browser, SECONDS).until(
+        lambda _: browser.execute_script("return document.getElementById('dialog').open") is is_open
+    )
+
+
 def open_dialog(browser: Chrome) -> WebElement:
     press(browser, "#roll-back")
-    WebDriverWait(browser, SECONDS).until(
-        lambda _: browser.execute_script("return document.getElementById('dialog').open")
-    )
+    await_dialog(browser, is_open=True)
     return browser.find_element(By.ID, "rollback-reason")
 
 
@@ -69,7 +73,7 @@ def test_a_person_sees_what_serves_and_rolls_back(browser: Chrome, stack: Stack)
     assert "training" in text(browser, ".step.now")
 
     open_dialog(browser).send_keys(Keys.ESCAPE)
-    assert not browser.execute_script("return document.getElementById('dialog').open")
+    await_dialog(browser, is_open=False)
     reason = open_dialog(browser)
     assert text(browser, "#rollback-from") == "v2"
     assert text(browser, "#rollback-to option:checked") == "v1"
@@ -97,7 +101,7 @@ def test_an_open_page_follows_what_others_do(browser: Chrome, stack: Stack) -> N
     moved = httpx.post(
         f"{stack.url}/v1/assistants/{name}/rollback",
         json={"to": "v0", "reason": "from a script"},
-        timeout=30,
+        timeout=SECONDS,
         trust_env=False,
     )
 

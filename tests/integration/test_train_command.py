@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from domain import failpoint
+from tests.standing_trainer import await_standing, failpoint_value, go_on_once_asked
 from tests.unit.trainer.conftest import tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -68,7 +70,9 @@ def demonstrations(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(base: Path, demonstrations: Path) -> "Callable[..., subprocess.Popen[str]]":
-    def run(*arguments: str, **settings: object) -> "subprocess.Popen[str]":
+    def run(
+        *arguments: str, environment: Mapping[str, str] | None = None, **settings: object
+    ) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "cli", *arguments]
         if "--demonstrations" not in arguments:
             command += ["--demonstrations", str(demonstrations)]
@@ -79,7 +83,7 @@ def start(base: Path, demonstrations: Path) -> "Callable[..., subprocess.Popen[s
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         )
 
     return run
@@ -122,9 +126,11 @@ def test_interrupted_and_resumed_it_ends_where_it_would_have_ended(
     (repeated,) = [f for f in saved["preflight"]["findings"] if f["code"] == "duplicate"]
     assert [(place["line"], place["like"]) for place in repeated["places"]] == [(26, 1)]
 
-    process = start("train", "--out", str(cut))
-    until_it_steps(process, cut, 1)
+    standing = failpoint_value(tmp_path / "marker")
+    process = start("train", "--out", str(cut), environment={failpoint.VARIABLE: standing})
+    trainer = await_standing(process.pid)
     process.send_signal(signal.SIGINT)
+    go_on_once_asked(trainer)
     _, err = finished(process, 75)
     reached = lines(cut, "checkpoint")[-1]["step"]
     assert 1 <= reached < STEPS

@@ -2,8 +2,8 @@
 kept. What it can't show, that a model learns, the acceptance test shows on a real one."""
 
 import os
-import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from artifacts.store import ArtifactStore
+from domain import failpoint
 from domain.recipe import Recipe
 from domain.settings import Settings
 from domain.training import TrainerLine
 from registry import measurements, serving
 from serving.client import EngineClient
+from tests.engine_log import port_in
+from tests.standing_trainer import await_standing, failpoint_value, go_on_once_asked
 from tests.worker_stack.stack import Stack, running_stack
 from worker.journal import Journal
 from worker.pipeline import Pipeline
@@ -72,7 +75,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stack(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """Its own engine is told to the registry after, and so is found before, the stand-in's."""
-    with running_stack(lease_seconds=20) as made:
+    with running_stack() as made:
         for name, value in made.environment.items():
             if os.environ.get(name) != value:
                 monkeypatch.setenv(name, value)
@@ -81,13 +84,11 @@ def stack(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
 
 
 def start_engine(stack: Stack) -> EngineClient:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     engine = [sys.executable, "-m", "engine", "--model", str(stack.base), "--served-model-name", "tiny"]
-    stack.start("engine", [*engine, "--port", str(port), "--threads", "1"])
-    client = EngineClient(f"http://127.0.0.1:{port}")
-    stack.until(client.healthy, "the engine", 120)
+    stack.start("engine", [*engine, "--port", "0", "--threads", "1"])
+    log = stack.home / "engine.log"
+    stack.until(lambda: port_in(log) is not None, "the engine")
+    client = EngineClient(f"http://127.0.0.1:{port_in(log)}")
     with stack.sessions.begin() as session:
         serving.register_replica(session, client.base_url, str(stack.base), "tiny")
     return client
@@ -105,19 +106,22 @@ def test_stopped_resumed_measured_and_kept(stack: Stack, monkeypatch: pytest.Mon
     update_id = stack.teach(stack.assistant(), "route", recipe=SFT)
     hear = Journal.hear
 
-    def stop_after_step_2(journal: Journal, line: TrainerLine) -> None:
+    def stop_after_step_1(journal: Journal, line: TrainerLine) -> None:
         hear(journal, line)
-        if line.type == "step" and line.step == 2:
+        if line.type == "step" and line.step == 1:
+            trainer = await_standing(os.getpid())
             stopping.append(line)
+            threading.Thread(target=go_on_once_asked, args=(trainer,)).start()
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "hear", stop_after_step_2)
+        patched.setenv(failpoint.VARIABLE, failpoint_value(stack.home / "marker"))
+        patched.setattr(Journal, "hear", stop_after_step_1)
         pipeline.run(update_id)
     stopping.clear()
     stopped = stack.update(update_id)
     assert (stopped.status, stopped.error) == ("queued", None)
     first = stack.steps(update_id)
-    assert 2 <= len(first) < STEPS
+    assert 1 <= len(first) < STEPS
 
     with start_engine(stack) as client:
         pipeline.run(update_id)
