@@ -133,16 +133,20 @@ class _Server:
     def serve_until_stopped(self, listening: socket.socket, details: dict[str, object]) -> NoReturn:
         """Log `ready` with `details` once requests are taken."""
         self._http.details = details
-        # uvicorn raises the signal again once it has stopped; ending by it would hide the exit status.
-        # Only from here on: while the model loads, a signal ends the process at once.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(signal.SIGINT, lambda *_: None)
+        # Only from here on: while the model loads, a signal ends the process at once. uvicorn has handlers of
+        # its own, but only while its loop runs, and raises the signal again once it has stopped; ending by
+        # it would hide the exit status.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
         self._http.run(sockets=[listening])
         self._scheduler.stop(STOP_SECONDS)
         logger.info("stopped", extra={"failed": self._failed})
         logging.shutdown()
         # Nothing is left to save; taking torch down would add a second, or a crash inside a step.
         os._exit(os.EX_SOFTWARE if self._failed else os.EX_OK)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._http.should_exit = True
 
     def _on_failure(self) -> None:
         self._failed = True

@@ -519,6 +519,27 @@ def test_sigterm_fails_open_streams_cleanly_and_exits(own_server: "Server") -> N
     assert own_server.lines[-1]["message"] == "stopped"
 
 
+STOPPED_BEFORE_IT_LISTENS = """
+import os, signal, sys
+from engine import service
+from engine.__main__ import main
+run = service._Http.run
+def asked_first(http, sockets):
+    os.kill(os.getpid(), signal.SIGTERM)
+    run(http, sockets)
+service._Http.run = asked_first
+sys.exit(main())
+"""
+
+
+def test_sigterm_between_warming_up_and_listening_is_not_lost(model_dir: Path) -> None:
+    command = [sys.executable, "-c", STOPPED_BEFORE_IT_LISTENS, "--model", str(model_dir)]
+    command += ["--served-model-name", "tiny", "--port", "0", "--dtype", "float32", "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stderr.splitlines()[-1])["message"] == "stopped"
+
+
 @pytest.mark.parametrize(
     ("extra", "status", "told"),
     [
