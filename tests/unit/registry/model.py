@@ -111,7 +111,7 @@ class Model:
         if update.version is not None:
             return self.versions[update.version]
         if update.cancel:
-            raise Refused("Conflict")
+            raise Refused("UpdateCancelled")
         moves = outcome == "pass"
         if moves and update.parent != self.champion:
             outcome, moves = "hold", False

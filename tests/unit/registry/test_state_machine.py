@@ -176,8 +176,15 @@ class Registry(RuleBasedStateMachine):
             made, told = found.result, promised.result
             assert (made.number, made.verdict["outcome"]) == (told.number, told.outcome)
 
-    @rule(target=claims, skill=SKILLS, new=st.integers(12, 60).map(str), wanted=OUTCOMES, away=st.booleans())
-    def learn(self, skill: str, new: str, wanted: Any, away: bool) -> Any:
+    @rule(
+        target=claims,
+        skill=SKILLS,
+        new=st.integers(12, 60).map(str),
+        wanted=OUTCOMES,
+        away=st.booleans(),
+        asked=st.sampled_from([None, None, None, "cancel", "pause"]),
+    )
+    def learn(self, skill: str, new: str, wanted: Any, away: bool, asked: str | None) -> Any:
         """From a batch to a version in one step, where nothing is in the way. Rare by chance."""
         self.accept(skill, [new])
         if not self.model.untaught()[skill] or any(one.status in OPEN for one in self.model.updates):
@@ -188,6 +195,8 @@ class Registry(RuleBasedStateMachine):
         assert held is not None
         if away:  # the champion leaves while the update runs
             self.roll_back(None)
+        if asked is not None:
+            self.ask(update, asked)
         self.publish(held, wanted)
         self.finish(held, Status.SUCCEEDED)
         return held
@@ -308,6 +317,7 @@ def test_the_registry_does_what_the_model_does(ledger: Ledger) -> None:
             stateful_step_count=50,
             deadline=None,
             database=None,
+            derandomize=True,
             suppress_health_check=list(HealthCheck),
         ),
     )
