@@ -14,7 +14,7 @@ from cli.errors import CliError
 from cli.home import HomeLock, socket_path
 from cli.supervisor import Child, StopRequest, Supervisor, say
 from domain.settings import Settings
-from registry.session import LedgerError, upgrade
+from registry.session import LedgerError, is_away, upgrade
 
 START_SECONDS = 1800.0
 """Upper bound of a first start, which may download and convert a base model."""
@@ -110,10 +110,22 @@ def bind(port: int) -> socket.socket:
     return listener
 
 
+def migrate(settings: Settings) -> None:
+    """Raises CliError when the database does not answer."""
+    try:
+        upgrade(settings.resolved_database_url)
+    except LedgerError as error:
+        if not is_away(error):
+            raise
+        told = str(error).partition("\n")[0]
+        raise CliError(f"the database (RATCHET_DATABASE_URL) does not answer: {told}") from error
+
+
 def up(home: Path, port: int, announce: Callable[[str], None]) -> None:
     """Run the stack until SIGINT, SIGTERM or SIGHUP; `announce` gets the one ready line.
 
-    Raises CliError when the home is taken, a precondition is missing or a component does not start.
+    Raises CliError when the home is taken, a precondition is missing, the database does not answer or a
+    component does not start.
     """
     settings = Settings(home=home.expanduser().resolve())
     if settings.broker_url is None:
@@ -123,7 +135,7 @@ def up(home: Path, port: int, announce: Callable[[str], None]) -> None:
     with HomeLock(settings.home) as lock, bind(port) as listener:
         stopping = StopRequest().install()
         say("supervisor", f"home {settings.home}")
-        upgrade(settings.resolved_database_url)
+        migrate(settings)
         stack = Stack(settings, listener, stopping)
         lock.describe(f"`ratchet up` at {stack.url}")
         try:
