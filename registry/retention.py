@@ -89,7 +89,7 @@ def prunable(session: Session, policy: Policy, version_id: str | None = None) ->
     unneeded = select(Version.id, Version.assistant_id).where(_unneeded(policy))
     if version_id is not None:
         unneeded = unneeded.where(Version.id == version_id)
-    rows = session.execute(unneeded.order_by(Version.created_at)).all()
+    rows = session.execute(unneeded.order_by(Version.created_at, Version.number)).all()
     # A rollback must always be possible.
     targets = {
         assistant.id: aliases.rollback_target(session, assistant)

@@ -308,6 +308,7 @@ class Registry(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 def test_the_registry_does_what_the_model_does(ledger: Ledger) -> None:
     machine = type("RegistryOnThis", (Registry,), {"ledger": ledger})
     run_state_machine_as_test(
