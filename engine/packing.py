@@ -11,12 +11,13 @@ _ROWS_HINT = 64
 
 
 def pack(model: torch.nn.Module) -> None:
-    """Pack every bfloat16 linear layer that lies on the CPU.
+    """Pack every bfloat16 linear layer that lies on a CPU whose matrix units take them.
 
     The weight as it was is dropped, unless another layer shares it (tied embeddings): what is left
     has its shape and dtype, and NaN for every value, so that a read of it cannot go unseen.
     """
-    if not torch.backends.mkldnn.is_available():
+    # The second is false where the CPU has no instructions for it, and a layout is refused.
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
     users: dict[int, int] = {}
     for module in model.modules():
