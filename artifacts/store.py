@@ -135,7 +135,10 @@ class ArtifactStore:
         except FileNotFoundError:
             return
         fsync(self.root)
-        shutil.rmtree(leaving)
+        try:
+            shutil.rmtree(leaving)
+        except FileNotFoundError:  # a sweep is at it too
+            shutil.rmtree(leaving, ignore_errors=True)
 
     def remove_temporary(self, older_than_seconds: float) -> list[str]:
         """Folders that a crash left on their way in (when older) or out (of any age); returns their names."""

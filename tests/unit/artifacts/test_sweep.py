@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,3 +83,17 @@ def test_a_deletion_that_a_crash_cut_off_is_finished_by_the_next_sweep(tmp_path:
     done = sweep(store, Decisions(set()), grace_seconds=3600)
     assert sorted(done.temporary) == sorted([".leaving-ver_1-0a1b2c3d", old.name])
     assert [path.name for path in store.root.iterdir()] == [young.name]
+
+
+def test_a_sweep_may_clear_what_is_being_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    fill(store, tmp_path, ["ver_1"])
+    remove = shutil.rmtree
+
+    def after_a_sweep(path: Path, ignore_errors: bool = False) -> None:
+        remove(path, ignore_errors=True)
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", after_a_sweep)
+    store.delete("ver_1")
+    assert list(store.root.iterdir()) == []
