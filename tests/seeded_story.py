@@ -23,6 +23,7 @@ from domain.update import Phase, Status
 from evaluation.statistics import wilson
 from registry import assistants, demonstrations, events, serving, updates, versions
 from registry.measurements import save_measurement
+from registry.session import db_now
 from registry.tables import Assistant, Skill, Version
 
 TEAM = "team_default"
@@ -112,7 +113,7 @@ def tell(
 def _skill(
     session: Session, assistant: Assistant, name: str, description: str, grader: ExactGrader | JsonGrader
 ) -> Skill:
-    return assistants.create_skill(
+    skill = assistants.create_skill(
         session,
         assistant,
         name=name,
@@ -121,6 +122,9 @@ def _skill(
         holdout_fraction=0.25,
         actor="user",
     )
+    while db_now(session) == skill.created_at:
+        pass  # skills are told in order of creation, by a clock of milliseconds
+    return skill
 
 
 def _teach(session: Session, assistant: Assistant, skill: Skill, numbers: range) -> None:

@@ -1,5 +1,6 @@
 """Webhooks against a real receiver, verified by another implementation of the format."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def trusting(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Te
 
 
 def await_that(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -154,11 +155,11 @@ def test_a_failing_receiver_is_tried_again_under_the_same_id(
 
 
 def test_a_receiver_that_is_down_ends_as_given_up(trusting: TestClient) -> None:
-    closed = Receiver()
-    closed._server.server_close()
-    hook = subscribe(trusting, closed.url)
-    trusting.post(f"/v1/webhooks/{hook['id']}/test")
-    await_that(lambda: newest(trusting, hook)["next_attempt_at"] is None)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen; nobody else can either
+        hook = subscribe(trusting, f"http://127.0.0.1:{closed.getsockname()[1]}/hook")
+        trusting.post(f"/v1/webhooks/{hook['id']}/test")
+        await_that(lambda: newest(trusting, hook)["next_attempt_at"] is None)
     row = newest(trusting, hook)
     assert (row["attempts"], row["delivered_at"], row["status_code"]) == (4, None, None)
     assert row["error"]
