@@ -18,7 +18,9 @@ from domain.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
-STOP_SECONDS = 60
+STOP_SECONDS = 120
+ANSWER_SECONDS = 60
+"""Of a process that is busy restarting or starved."""
 
 pytestmark = pytest.mark.slow
 
@@ -93,21 +95,21 @@ def test_start_restart_refuse_a_second_and_stop(home: Path) -> None:
     up = Up(home)
     try:
         url = up.ready()
-        assert httpx.get(f"{url}/readyz").status_code == 200
-        assert httpx.get(f"{url}/v1/assistants").json()["data"] == []
+        assert httpx.get(f"{url}/readyz", timeout=ANSWER_SECONDS).status_code == 200
+        assert httpx.get(f"{url}/v1/assistants", timeout=ANSWER_SECONDS).json()["data"] == []
         for part in ("valkey-server", "-m engine", "celery", "worker.dispatcher", "api.app:create_app"):
             assert find(home, part), part
         for name in ("valkey", "engine", "api", "worker", "dispatcher"):
             assert (home / "logs" / f"{name}.log").is_file(), name
         assert (home / "valkey.sock").is_socket()
-        assert "api        | " in up.log.read_text()
+        until(lambda: "api        | " in up.log.read_text(), START_SECONDS, "the API's log is not shown")
 
         second = subprocess.run(
             [sys.executable, "-m", "cli", "up", "--home", str(home), "--port", "0"],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=START_SECONDS,
             check=False,
         )
         assert second.returncode == 1
@@ -116,9 +118,9 @@ def test_start_restart_refuse_a_second_and_stop(home: Path) -> None:
 
         [api] = find(home, "api.app:create_app")
         os.kill(api, signal.SIGKILL)
-        until(lambda: bool(find(home, "api.app:create_app")), 30, "the API did not start again")
+        until(lambda: bool(find(home, "api.app:create_app")), START_SECONDS, "the API did not start again")
         # The supervisor holds the socket: a request during the restart waits and is answered.
-        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
+        assert httpx.get(f"{url}/healthz", timeout=ANSWER_SECONDS).status_code == 200
 
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(STOP_SECONDS) == 0
@@ -139,7 +141,7 @@ def test_an_assistant_with_another_base_model_gets_its_own_engine(home: Path) ->
     other.symlink_to(cached)
     up = Up(home)
     try:
-        with httpx.Client(base_url=up.ready(), timeout=60) as client:
+        with httpx.Client(base_url=up.ready(), timeout=ANSWER_SECONDS) as client:
             assert len(find(home, "-m engine")) == 1
             made = client.post("/v1/assistants", json={"name": "second", "base_model": str(other)})
             assert made.status_code == 201, made.text
@@ -152,7 +154,11 @@ def test_an_assistant_with_another_base_model_gets_its_own_engine(home: Path) ->
             [engine] = find(home, f"-m engine --model {other}")
             assert len(find(home, "-m engine")) == 2
             os.kill(engine, signal.SIGKILL)
-            until(lambda: not answers() or find(home, f"-m engine --model {other}") != [engine], 30, "killed")
+            until(
+                lambda: not answers() or find(home, f"-m engine --model {other}") != [engine],
+                START_SECONDS,
+                "killed",
+            )
             until(answers, START_SECONDS, "the engine did not come back")
             assert client.get("/readyz").status_code == 200
     finally:
@@ -167,18 +173,20 @@ def test_kill_9_of_the_supervisor_leaves_no_orphan_and_the_home_usable(home: Pat
     up = Up(home)
     try:
         url = up.ready()
-        made = httpx.post(f"{url}/v1/assistants", json={"name": "a", "base_model": str(base)})
+        body = {"name": "a", "base_model": str(base)}
+        made = httpx.post(f"{url}/v1/assistants", json=body, timeout=ANSWER_SECONDS)
         assert made.status_code == 201, made.text
         assert len(processes_of(home)) >= 6  # five components, and the worker's pool
         up.kill()
-        until(lambda: processes_of(home) == {}, 15, f"orphans: {processes_of(home)}")
+        until(lambda: processes_of(home) == {}, ANSWER_SECONDS, "orphans")
     finally:
         up.kill()
     base.unlink()  # one assistant's base model is lost: the stack must come up for the others
     again = Up(home)
     try:
         url = again.ready()
-        assert [a["name"] for a in httpx.get(f"{url}/v1/assistants").json()["data"]] == ["a"]
+        listed = httpx.get(f"{url}/v1/assistants", timeout=ANSWER_SECONDS).json()["data"]
+        assert [a["name"] for a in listed] == ["a"]
         assert f"assistants on the base model {base} are not served" in again.log.read_text()
         assert f"there is no folder {base}" in (home / "logs" / "engine-2.log").read_text()
         again.process.send_signal(signal.SIGINT)
