@@ -51,7 +51,7 @@ class Stack:
         return tell(self.sessions, self.files, base_model=self.base_model, name=name)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium() -> tuple[str, str]:
     """Paths of the browser and of its driver."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -63,7 +63,7 @@ def chromium() -> tuple[str, str]:
     return browser, driver
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(
     chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[webdriver.Chrome]:
@@ -79,7 +79,7 @@ def browser(
         driver.quit()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def stack(chromium: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     root = tmp_path_factory.mktemp("stack")
     base, home = root / "tiny-base", root / "home"
