@@ -14,23 +14,13 @@ from registry import postgresql
 from registry.tables import Event
 from tests.conftest_databases import NewDatabase
 from tests.swallowing_proxy import BOUND, CONNECT, SILENCE, SwallowingProxy, proxied, swallowing
-from tests.unit.registry import steps
+from tests.unit.worker.queued import Ledger
 from worker.dispatcher import Dispatcher
 from worker.journal import Journal
 from worker.lease import Lease, Stop
 
 OUTAGE = SILENCE + 2 * CONNECT + 1
 """Seconds, in which every wait for the database ends once."""
-
-
-class Ledger(steps.Ledger):
-    """One queued update."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        assistant = self.assistant()
-        self.teach(assistant, self.skill(assistant), steps.lines(0, 1))
-        self.update = self.queue(assistant)
 
 
 @pytest.fixture

@@ -10,18 +10,12 @@ from domain.errors import StaleFence
 from registry import updates
 from registry.claims import Claim
 from tests.conftest_databases import NewDatabase
-from tests.unit.registry import steps
+from tests.unit.worker import queued
 from worker.lease import Interrupted, Lease, Stop
 
 
-class Ledger(steps.Ledger):
+class Ledger(queued.Ledger):
     """One queued update and leases on it."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        assistant = self.assistant()
-        self.teach(assistant, self.skill(assistant), steps.lines(0, 1))
-        self.update = self.queue(assistant)
 
     def granted(self, lease_seconds: float = 60.0) -> Claim:
         return self.must_claim(self.update, lease_seconds)
